@@ -1,0 +1,369 @@
+"""From an event to a handler's arguments. The signature is read once, at load."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+
+from eventrouter.errors import ConfigError, InvalidPayload
+from eventrouter.model import Context, Event, Trigger
+
+Captures = Mapping[str, str]
+Getter = Callable[[Event, Captures, "Context | None"], Any]
+_EMPTY = inspect.Parameter.empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Depends:
+    """`Annotated[Pool, Depends(pool)]`: hand the handler what `make` makes, and close it after use.
+
+    make: a function, a coroutine function, or a generator (sync or async) that yields it once; its own
+        parameters may be `Event`, `Context` (per invocation only) or further Depends.
+    scope: "invocation" makes it for each attempt; "process" once, closed when the router stops.
+    """
+
+    make: Callable[..., Any]
+    scope: Literal["invocation", "process"] = "invocation"
+
+
+class Binder:
+    """Turns an event of one trigger into a handler's arguments.
+
+    needs_context: whether `bind` wants a Context. depends: what to make first, by parameter.
+    """
+
+    __slots__ = ("_getters", "_keywords", "_single", "depends", "needs_context")
+
+    def __init__(
+        self, getters: Sequence[Getter], keywords: Mapping[str, Getter], depends: Mapping[str, Depends], needs_context: bool
+    ) -> None:
+        self._getters = tuple(getters)
+        self._keywords = dict(keywords)
+        self._single = getters[0] if len(getters) == 1 and not keywords else None
+        self.depends = dict(depends)
+        self.needs_context = needs_context
+
+    def bind(self, event: Event, captures: Captures, context: Context | None) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Positional and keyword arguments. Raises InvalidPayload with the path of the fault."""
+        if self._single is not None:
+            return (self._single(event, captures, context),), {}
+        args = [get(event, captures, context) for get in self._getters]
+        if not self._keywords:
+            return args, {}
+        return args, {name: get(event, captures, context) for name, get in self._keywords.items()}
+
+    def check(self, event: Event, captures: Captures) -> None:
+        """Raise InvalidPayload if `bind` would."""
+        for get in (*self._getters, *self._keywords.values()):
+            get(event, captures, None)
+
+    @staticmethod
+    def for_triggers(
+        handler: Callable[..., Any], name: str, place: str, triggers: Sequence[Trigger]
+    ) -> tuple[bool, dict[Trigger | None, Binder]]:
+        """Whether it is a Lambda function; one binder per trigger, and under None the one for direct invocation.
+
+        Raises ConfigError naming function, place and each parameter that nothing can fill.
+        """
+        signature = _Signature(handler, name, place)
+        binders: dict[Trigger | None, Binder] = {}
+        unbound: dict[str, set[str]] = {}
+        for trigger in triggers:
+            binders[trigger], left = signature.bind(trigger)
+            for parameter in left:
+                unbound.setdefault(parameter, set()).add(str(trigger))
+        signature.report(unbound, triggers)
+        binders[None] = signature.bind_direct(triggers)
+        return signature.is_lambda, binders
+
+
+class _Signature:
+    """A handler's parameters, read once and bound per trigger."""
+
+    def __init__(self, handler: Callable[..., Any], name: str, place: str) -> None:
+        self.name, self.place = name, place
+        try:
+            hints = typing.get_type_hints(handler, include_extras=True)
+        except Exception as error:
+            raise ConfigError(f"{place}: {name}: its annotations can't be read: {error}") from None
+        self.parameters = [p.replace(annotation=hints.get(p.name, _EMPTY)) for p in inspect.signature(handler).parameters.values()]
+        starred = [str(p) for p in self.parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if starred:
+            raise ConfigError(f"{place}: {name}: nothing can fill {', '.join(starred)}; name each parameter")
+        self.is_lambda = _is_lambda(self.parameters)
+
+    def bind(self, trigger: Trigger) -> tuple[Binder, list[str]]:
+        """The binder, and the parameters that this trigger can't fill."""
+        if self.is_lambda:
+            return Binder([lambda event, captures, context: trigger.aws_event((event,)), _context], {}, {}, True), []
+        return self._bind(trigger.names, trigger)
+
+    def bind_direct(self, triggers: Sequence[Trigger]) -> Binder:
+        if self.is_lambda:
+            return Binder([lambda event, captures, context: _decode_any(event), _context], {}, {}, True)
+        names = tuple(dict.fromkeys(name for trigger in triggers for name in trigger.names))
+        return self._bind(names, None)[0]
+
+    def report(self, unbound: Mapping[str, set[str]], triggers: Sequence[Trigger]) -> None:
+        faults = []
+        for parameter in self.parameters:
+            where = unbound.get(parameter.name)
+            # A parameter with a default may stay unfilled by some triggers, but not by all.
+            if where and (parameter.default is _EMPTY or len(where) == len(triggers)):
+                faults.append(f"{parameter.name!r} ({', '.join(sorted(where))})")
+        if faults:
+            raise ConfigError(
+                f"{self.place}: {self.name}: nothing fills parameter {' or '.join(faults)}; a parameter is a wildcard's name, "
+                "an Event, a Context, Annotated[..., Depends(...)], the one payload, or over HTTP a query parameter with a default"
+            )
+
+    def _bind(self, names: Sequence[str], trigger: Trigger | None) -> tuple[Binder, list[str]]:
+        query = trigger is not None and type(trigger).query is not Trigger.query
+        getters: list[Getter] = []
+        keywords: dict[str, Getter] = {}
+        depends: dict[str, Depends] = {}
+        left: list[str] = []
+        payload: str | None = None
+        needs_context = False
+        for p in self.parameters:
+            dependency = _dependency(p.annotation)
+            get: Getter | None = None
+            if p.name in names:
+                get = _capture(p)
+            elif dependency is not None:
+                depends[p.name] = dependency
+                continue
+            elif p.annotation is Event:
+                get = _event
+            elif p.annotation is Context:
+                get, needs_context = _context, True
+            elif p.default is _EMPTY and payload is None:
+                payload, get = p.name, _payload(p, f"{self.place}: {self.name}")
+            elif p.default is not _EMPTY and query and trigger is not None:
+                get = _query(p, trigger)
+            elif p.default is _EMPTY:
+                if payload is not None and payload not in left:
+                    left.append(payload)  # which of the two is the payload can't be known: name both
+                left.append(p.name)
+                continue
+            elif trigger is None:
+                continue  # direct invocation: the default stands
+            else:
+                left.append(p.name)
+                continue
+            if p.kind is p.KEYWORD_ONLY or depends or keywords or len(getters) != self.parameters.index(p):
+                if p.kind is p.POSITIONAL_ONLY:
+                    raise ConfigError(
+                        f"{self.place}: {self.name}: {p.name!r} is positional-only and follows one with no value; drop the `/`"
+                    )
+                keywords[p.name] = get
+            else:
+                getters.append(get)
+        return Binder(getters, keywords, depends, needs_context), left
+
+
+def _is_lambda(parameters: Sequence[inspect.Parameter]) -> bool:
+    """Two positional parameters, the second a context by name or type, the first anything AWS would hand over."""
+    if len(parameters) != 2 or any(p.kind is p.KEYWORD_ONLY for p in parameters):
+        return False
+    first, second = parameters
+    if second.annotation is Context and second.name not in ("context", "ctx") and not second.name.startswith("_"):
+        named = True
+    else:
+        named = second.name in ("context", "ctx") or second.name.startswith("_") or _class_name(second.annotation).endswith("Context")
+    kind = get_origin(first.annotation) or first.annotation
+    from_aws = getattr(kind, "__module__", "").split(".")[0].startswith("aws_lambda")
+    return named and (kind in (_EMPTY, dict, Mapping, Any) or kind is typing.Mapping or from_aws)
+
+
+def _class_name(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+
+
+def _dependency(annotation: Any) -> Depends | None:
+    if get_origin(annotation) is Annotated:
+        for extra in get_args(annotation)[1:]:
+            if isinstance(extra, Depends):
+                return extra
+    return None
+
+
+def _event(event: Event, captures: Captures, context: Context | None) -> Event:
+    return event
+
+
+def _context(event: Event, captures: Captures, context: Context | None) -> Context | None:
+    return context
+
+
+def _capture(p: inspect.Parameter) -> Getter:
+    name = p.name
+    if p.annotation in (_EMPTY, str, Any):
+        if p.default is _EMPTY:
+            return lambda event, captures, context: _present(captures, name)
+        return lambda event, captures, context: captures.get(name, p.default)
+
+    def get(event: Event, captures: Captures, context: Context | None) -> Any:
+        if p.default is not _EMPTY and name not in captures:
+            return p.default
+        try:
+            return msgspec.convert(_present(captures, name), p.annotation, strict=False)
+        except msgspec.ValidationError as error:
+            raise InvalidPayload(f"{name}: {_fault(error)[1]}") from None
+
+    return get
+
+
+def _present(captures: Captures, name: str) -> str:
+    try:
+        return captures[name]
+    except KeyError:
+        raise InvalidPayload(f"{name}: missing; a direct invocation gives it as `--param {name}=VALUE`") from None
+
+
+def _query(p: inspect.Parameter, trigger: Trigger) -> Getter:
+    name, annotation = p.name, str if p.annotation is _EMPTY else p.annotation
+    many = (get_origin(annotation) or annotation) in (list, set, tuple, frozenset)
+
+    def get(event: Event, captures: Captures, context: Context | None) -> Any:
+        values = (trigger.query(event) or {}).get(name)
+        if not values:
+            return p.default
+        try:
+            return msgspec.convert(list(values) if many else values[-1], annotation, strict=False)
+        except msgspec.ValidationError as error:
+            raise InvalidPayload(f"{name}: {_fault(error)[1]}") from None
+
+    return get
+
+
+def _payload(p: inspect.Parameter, place: str) -> Getter:
+    annotation = p.annotation
+    if annotation in (_EMPTY, Any, object):
+        return lambda event, captures, context: _decode_any(event)
+    if annotation is bytes:
+        return lambda event, captures, context: event.data
+    if annotation is str:
+        return _text
+    if get_origin(annotation) is Mapping:
+        annotation = dict.__class_getitem__(get_args(annotation))
+    elif annotation is Mapping:
+        annotation = dict
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is not None and _mentions(annotation, pydantic.BaseModel):
+        return _pydantic(pydantic, annotation)
+    try:
+        decode = msgspec.json.Decoder(annotation).decode
+    except TypeError as error:
+        raise ConfigError(f"{place}: the payload {p.name!r} can't be of type {annotation!r}: {error}") from None
+
+    def get(event: Event, captures: Captures, context: Context | None) -> Any:
+        try:
+            return decode(event.data)
+        except msgspec.ValidationError as error:
+            raise InvalidPayload(": ".join(_fault(error))) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidPayload(f"$: not JSON: {error}") from None
+
+    return get
+
+
+def _mentions(annotation: Any, base: type) -> bool:
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return issubclass(annotation, base)
+    return any(_mentions(part, base) for part in get_args(annotation))
+
+
+def _pydantic(pydantic: Any, annotation: Any) -> Getter:
+    validate = pydantic.TypeAdapter(annotation).validate_json
+
+    def get(event: Event, captures: Captures, context: Context | None) -> Any:
+        try:
+            return validate(event.data)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            raise InvalidPayload(f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+    return get
+
+
+def _decode_any(event: Event) -> Any:
+    try:
+        return event.json()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidPayload(f"$: not JSON: {error}; annotate the parameter `str` or `bytes` to get it as it is") from None
+
+
+def _text(event: Event, captures: Captures, context: Context | None) -> str:
+    try:
+        return event.data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidPayload(f"$: not UTF-8 text: {error}; annotate the parameter `bytes`") from None
+
+
+def _fault(error: msgspec.ValidationError) -> tuple[str, str]:
+    """msgspec's text as (path, what is wrong): `("$.celsius", "expected float, got str")`."""
+    text, _, path = str(error).partition(" - at `")
+    text = re.sub(r"`([^`]*)`", r"\1", text)
+    return path.rstrip("`") or "$", text[:1].lower() + text[1:]
+
+
+class Dependencies:
+    """Makes what handlers depend on, and closes it. Per-process ones live until `close`."""
+
+    def __init__(self) -> None:
+        self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._stack = AsyncExitStack()
+        self._made: dict[Callable[..., Any], Any] = {}
+
+    async def resolve(self, wanted: Mapping[str, Depends], stack: AsyncExitStack, event: Event, context: Context) -> dict[str, Any]:
+        """The values by parameter; what lives for one invocation is closed by `stack`."""
+        made: dict[Callable[..., Any], Any] = {}
+        return {name: await self._get(d, stack, made, event, context) for name, d in wanted.items()}
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+        self._made.clear()
+
+    async def _get(
+        self, wanted: Depends, stack: AsyncExitStack, made: dict[Callable[..., Any], Any], event: Event, context: Context
+    ) -> Any:
+        make = self.overrides.get(wanted.make, wanted.make)
+        lasting = wanted.scope == "process"
+        cache = self._made if lasting else made
+        if make not in cache:
+            arguments: dict[str, Any] = {}
+            for name, hint in typing.get_type_hints(make, include_extras=True).items():
+                nested = _dependency(hint)
+                if name == "return":
+                    continue
+                if nested is not None and not (lasting and nested.scope == "invocation"):
+                    arguments[name] = await self._get(nested, stack, made, event, context)
+                elif hint in (Event, Context) and not lasting:
+                    arguments[name] = event if hint is Event else context
+                elif hint in (Event, Context) or nested is not None:
+                    raise ConfigError(f"{make.__qualname__} lives as long as the process: {name!r} belongs to one invocation")
+            cache[make] = await _enter(make, arguments, self._stack if lasting else stack)
+        return cache[make]
+
+
+async def _enter(make: Callable[..., Any], arguments: dict[str, Any], stack: AsyncExitStack) -> Any:
+    if inspect.isasyncgenfunction(make):
+        return await stack.enter_async_context(asynccontextmanager(make)(**arguments))
+    if inspect.isgeneratorfunction(make):
+        return stack.enter_context(contextmanager(make)(**arguments))
+    value = make(**arguments)
+    if inspect.isawaitable(value):
+        value = await value
+    if hasattr(value, "__aenter__") and isinstance(getattr(make, "__wrapped__", None), Callable):  # type: ignore[arg-type]
+        return await stack.enter_async_context(value)  # make is an @asynccontextmanager
+    return value

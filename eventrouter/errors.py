@@ -1,0 +1,48 @@
+"""The error tree. Every error names the culprit and the remedy in one or two lines."""
+
+from __future__ import annotations
+
+
+class EventRouterError(Exception):
+    """Base of everything eventrouter raises on purpose; its text is fit for a user's eyes."""
+
+
+class ConfigError(EventRouterError):
+    """The user's app or configuration is wrong: found at load, never while events run."""
+
+
+class PluginError(EventRouterError):
+    """A plugin could not be loaded or does not keep the contract."""
+
+
+class JournalError(EventRouterError):
+    """The journal cannot do what was asked; nothing that was accepted is lost by it."""
+
+
+class NotRunning(EventRouterError):
+    """The call needs a running router (or a running handler) and there is none."""
+
+
+class InvalidPayload(EventRouterError):
+    """An event's data does not fit the handler: `$.celsius: expected float, got str`. Never retried."""
+
+
+class Throttled(EventRouterError):
+    """No concurrency is left for the function; costs no attempt."""
+
+
+class Retry(EventRouterError):
+    """Raise in a handler to choose when the next attempt runs; it still uses up an attempt.
+
+    after: seconds from now, 0 or more.
+    """
+
+    def __init__(self, after: float, why: str = "") -> None:
+        if not after >= 0:
+            raise ValueError(f"Retry(after={after!r}): seconds must be 0 or more")
+        super().__init__(why or f"the handler asked for a retry after {after:g} s")
+        self.after = after
+
+
+class Reject(EventRouterError):
+    """Raise in a handler to dead-letter the event at once, whatever attempts are left."""

@@ -1,0 +1,48 @@
+"""The contract between the router and its plugins: one hook that hands over one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import pluggy
+
+from eventrouter.model import Trigger
+
+hookspec = pluggy.HookspecMarker("eventrouter")
+hookimpl = pluggy.HookimplMarker("eventrouter")
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of `eventrouter doctor`."""
+
+    level: Literal["ok", "note", "problem"]
+    text: str
+
+
+class Plugin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plugin brings.
+
+    name: of the plugin, of its config table `[name]`, and `Event.source` of what it delivers.
+    source: `"package.module:Class"` of its `Source`, imported only when it is needed; None: it has none.
+    always: start the source even when no function has one of its triggers.
+    config: a msgspec.Struct class of its config table; every field has a default.
+    triggers: for config files: `on = [{ mqtt = "a/b", qos = 1 }]` calls `triggers["mqtt"]("a/b", qos=1)`.
+    check: given the config and all (function name, trigger) pairs of the plugin, raises ConfigError for what
+        can't stand together (two functions on one route).
+    doctor: given the config, what this machine can and can't do for the plugin.
+    """
+
+    name: str
+    source: str | None = None
+    always: bool = False
+    config: type[msgspec.Struct] | None = None
+    triggers: Mapping[str, Callable[..., Trigger]] = {}
+    check: Callable[[Any, Sequence[tuple[str, Trigger]]], None] | None = None
+    doctor: Callable[[Any], list[Finding]] | None = None
+
+
+@hookspec
+def eventrouter_plugin() -> Plugin:  # type: ignore[empty-body]
+    """Called once at start: describe the plugin."""

@@ -1,0 +1,132 @@
+"""What a journal is: the durable truth about every accepted event, and a little state besides."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from eventrouter.model import Decision, Event
+
+
+class Entry:
+    """One function owed one event. hint: the engine's own, handed back with the claim while it is in memory."""
+
+    __slots__ = ("event", "function", "hint")
+
+    def __init__(self, function: str, event: Event, hint: Any = None) -> None:
+        self.function = function
+        self.event = event
+        self.hint = hint
+
+
+class Claim:
+    """Work handed out by a journal; it stays this process's until it is settled.
+
+    id: names this invocation for ever, of UUID shape. attempts: those charged so far.
+    accepted: seconds since 1970.
+    """
+
+    __slots__ = ("accepted", "attempts", "event", "function", "hint", "id")
+
+    def __init__(self, id: str, function: str, event: Event, attempts: int, accepted: float, hint: Any = None) -> None:
+        self.id = id
+        self.function = function
+        self.event = event
+        self.attempts = attempts
+        self.accepted = accepted
+        self.hint = hint
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """A dead letter. died_at: seconds since 1970."""
+
+    id: str
+    function: str
+    reason: str
+    error_type: str
+    error_message: str
+    attempts: int
+    died_at: float
+    event: Event
+
+
+class LetterQuery(msgspec.Struct, frozen=True):
+    """Which letters: all that is given must hold. error: an error type or reason. since: seconds since 1970."""
+
+    function: str | None = None
+    error: str | None = None
+    since: float | None = None
+
+
+class Whereabouts(msgspec.Struct, frozen=True):
+    """Where one invocation is. state: "waiting", "running" (handed out to the router), "dead" or "done".
+
+    due: when it may run next, or when it ended; seconds since 1970.
+    """
+
+    id: str
+    function: str
+    state: str
+    attempts: int
+    accepted: float
+    due: float
+
+
+class Journal(Protocol):
+    """Every implementation passes `tests/journal_contract.py`. All calls are made on one event loop."""
+
+    async def open(self) -> None:
+        """Recover: the claims of a dead predecessor become claimable, uncharged.
+
+        Raises JournalError when it is another router's, too new, or damaged.
+        """
+
+    async def close(self) -> None:
+        """Write what is pending, give unsettled claims back uncharged, and let go."""
+
+    def accept(self, entries: Sequence[Entry]) -> Awaitable[list[bool]]:
+        """Never blocks. Resolves once all entries are on disk; per entry: True = new, False = a repeat.
+
+        Entries whose event has a natural id are deduplicated by (source, id, function).
+        Fails with JournalError when they could not be written; then none was.
+        """
+
+    def want(self, function: str, count: int) -> None:
+        """Credit: hand out up to `count` more claims of this function."""
+
+    async def claims(self) -> list[Claim]:
+        """Wait for due work that has credit. One caller at a time."""
+
+    def settle(self, claim: Claim, decision: Decision) -> None:
+        """Never blocks: joins the next commit. Repeated for one claim it is harmless."""
+
+    async def flush(self) -> None:
+        """Return when all that was said so far is on disk."""
+
+    async def dead(self, query: LetterQuery, after: str = "", limit: int = 100) -> list[Letter]:
+        """Oldest first, those past the letter `after`."""
+
+    async def redrive(self, ids: Sequence[str]) -> int:
+        """Move letters to the tail with fresh attempts and age, in one transaction. How many there were."""
+
+    async def purge(self, ids: Sequence[str]) -> int:
+        """Delete letters. How many there were."""
+
+    async def find(self, event_id: str) -> list[Whereabouts]:
+        """What is known of an event, or of an invocation by its id, one entry per function."""
+
+    async def depth(self) -> dict[str, dict[str, int]]:
+        """Per function, how many are `waiting`, `running` and `dead`."""
+
+    async def get(self, key: str) -> bytes | None:
+        """Small durable state: checkpoints, cron ticks, client ids."""
+
+    async def put(self, key: str, value: bytes | None, expect: bytes | None | type(...) = ...) -> bool:  # type: ignore[valid-type]
+        """Write (None deletes) and return when it is on disk. expect: only if this is the present value.
+
+        False when it was not, and nothing was written.
+        """
+
+    async def keys(self, prefix: str) -> list[str]: ...

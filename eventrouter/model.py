@@ -1,0 +1,303 @@
+"""The nouns: Event, Trigger, Context, and what an attempt and a decision can be."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Literal
+
+import msgspec
+
+_prefix: str
+REGION: Final = "local"
+ACCOUNT: Final = "000000000000"
+
+_counter = itertools.count()
+
+
+def _new_process() -> None:
+    global _prefix
+    random = os.urandom(11).hex()
+    _prefix = f"{random[:8]}-{random[8:12]}-4{random[12:15]}-8{random[15:18]}-"
+
+
+_new_process()
+os.register_at_fork(after_in_child=_new_process)  # else a forked child would make its parent's ids again
+
+
+def new_id() -> str:
+    """A fresh identifier, unique across processes, of UUID shape (36 characters)."""
+    # A random prefix and a counter cost a tenth of uuid4, and ids are made on the hot path.
+    return f"{_prefix}{next(_counter):012x}"
+
+
+def function_arn(name: str) -> str:
+    return f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{name}"
+
+
+def iso_time(seconds: float) -> str:
+    """`1767225600.5` -> `2026-01-01T00:00:00.500Z`, as AWS writes times."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Event:
+    """An immutable fact from outside, with CloudEvents' attributes.
+
+    source, type: which plugin's source it came from (`"mqtt"`) and what happened (`"mqtt.message"`).
+    subject: what it is about, the text that triggers match (`sensors/a/temperature`, `bucket/key`).
+    data, content_type: the payload as it came, bytes.
+    id: the source's own identifier of this event: a repeat of (source, id) runs once. None when the
+        source has none: the event gets a fresh id and is never deduplicated.
+    time: seconds since 1970 when it happened; None is filled in when the router accepts it.
+    attributes: whatever else the source knows (HTTP headers, S3 object size); JSON types only.
+    """
+
+    __slots__ = ("_decoded", "attributes", "content_type", "data", "dedupe", "id", "source", "subject", "time", "type")
+
+    def __init__(
+        self,
+        source: str,
+        type: str,
+        subject: str,
+        data: bytes = b"",
+        content_type: str = "application/json",
+        *,
+        id: str | None = None,
+        time: float | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.source = source
+        self.type = type
+        self.subject = subject
+        self.data = data
+        self.content_type = content_type
+        self.dedupe = id is not None
+        self.id = new_id() if id is None else id
+        self.time = time
+        self.attributes = NOTHING if attributes is None else attributes
+
+    def json(self) -> Any:
+        """The data decoded as JSON, once. Raises msgspec.DecodeError when it is not JSON."""
+        try:
+            return self._decoded
+        except AttributeError:
+            self._decoded = msgspec.json.decode(self.data)
+            return self._decoded
+
+    def envelope(self) -> dict[str, Any]:
+        """The event as JSON types: `id, source, type, subject, time, data`.
+
+        `data` is the decoded JSON, else the text, else `{"base64": "..."}`.
+        """
+        data: Any
+        try:
+            data = self.json()
+        except msgspec.DecodeError:
+            try:
+                data = self.data.decode()
+            except UnicodeDecodeError:
+                data = {"base64": base64.b64encode(self.data).decode()}
+        time = None if self.time is None else iso_time(self.time)
+        return {
+            "id": self.id,
+            "source": self.source,
+            "type": self.type,
+            "subject": self.subject,
+            "time": time,
+            "data": data,
+        }
+
+    def pack(self) -> bytes:
+        """The event as bytes for a journal; `unpack` makes it again."""
+        attributes = self.attributes if isinstance(self.attributes, dict) else dict(self.attributes)
+        return _pack(
+            (
+                self.id,
+                self.dedupe,
+                self.source,
+                self.type,
+                self.subject,
+                self.time,
+                self.content_type,
+                attributes,
+                self.data,
+            )
+        )
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Event:
+        id, dedupe, source, type, subject, time, content_type, attributes, data = _unpack(packed)
+        event = cls(source, type, subject, data, content_type, id=id, time=time, attributes=attributes)
+        event.dedupe = dedupe
+        return event
+
+    def __repr__(self) -> str:
+        return f"Event({self.source!r}, {self.type!r}, {self.subject!r}, id={self.id!r}, {len(self.data)} bytes)"
+
+
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(
+    tuple[str, bool, str, str, str, float | None, str, dict[str, Any], bytes]  # one place with pack()
+).decode
+
+
+class Wild(Enum):
+    """A segment of a trigger's `path` that is not literal."""
+
+    ONE = "one segment"
+    REST = "any segments, none included"
+
+
+Mode = Literal["event", "request"]
+
+
+class Trigger:
+    """What one function wants from one kind of source. Plugins subclass it.
+
+    source: the plugin's name; events with that `source` are offered to it.
+    mode: "event" is journalled, acknowledged, then run; "request" has a caller waiting for the answer.
+    path: where the trigger stands in the router's index over `event.subject` split at "/": literal
+        segments, `Wild.ONE`, `Wild.REST`. It may let too much through; `matches` has the last word.
+    names: the named wildcards that `matches` captures, in order.
+    """
+
+    source: ClassVar[str]
+    mode: Mode = "event"
+    path: tuple[str | Wild, ...] = (Wild.REST,)
+    names: tuple[str, ...] = ()
+
+    def matches(self, event: Event) -> Mapping[str, str] | None:
+        """The captured wildcards when this trigger wants the event, else None."""
+        raise NotImplementedError(f"{type(self).__name__}.matches")
+
+    def query(self, event: Event) -> Mapping[str, Sequence[str]] | None:
+        """Query parameters, all values of each, for handler parameters with defaults; None: it has none."""
+        return None
+
+    def aws_event(self, events: Sequence[Event]) -> Any:
+        """The documented AWS JSON that a Lambda function gets for these events (one unless batched)."""
+        return events[0].json()
+
+    def __str__(self) -> str:
+        """What `eventrouter list` shows: `mqtt sensors/{device}/temperature`."""
+        return self.source
+
+
+class Context:
+    """What a handler can know of its invocation; has every field of AWS Lambda's Python context."""
+
+    __slots__ = ("_deadline", "_monotonic", "attempt", "aws_request_id", "env", "function_name")
+
+    function_version = "$LATEST"
+    memory_limit_in_mb = "128"
+    identity = None
+    client_context = None
+
+    def __init__(
+        self,
+        function_name: str,
+        aws_request_id: str,
+        deadline: float,
+        monotonic: Callable[[], float],
+        env: Mapping[str, str] = NOTHING,
+        attempt: int = 1,
+    ) -> None:
+        self.function_name = function_name
+        self.aws_request_id = aws_request_id
+        self.env = env
+        self.attempt = attempt
+        self._deadline = deadline
+        self._monotonic = monotonic
+
+    @property
+    def invoked_function_arn(self) -> str:
+        return function_arn(self.function_name)
+
+    @property
+    def log_group_name(self) -> str:
+        return f"/aws/lambda/{self.function_name}"
+
+    @property
+    def log_stream_name(self) -> str:
+        return f"[$LATEST]{_prefix.replace('-', '')}{os.getpid():012x}"
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Milliseconds until this attempt's time-out, 0 or more."""
+        return max(0, int((self._deadline - self._monotonic()) * 1000))
+
+
+class Response(msgspec.Struct, frozen=True):
+    """A typed HTTP answer. body: `None`, `str`, `bytes`, or anything that JSON can say."""
+
+    body: Any = None
+    status: int = 200
+    headers: Mapping[str, str] = {}
+
+
+# What became of one attempt.
+
+
+class Succeeded(msgspec.Struct, frozen=True):
+    result: Any = None
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The handler raised. error_type as Lambda names it; retry_after: seconds, when the handler chose.
+
+    final: no attempt can help (rejected, or the payload does not validate)."""
+
+    error_type: str
+    error_message: str
+    trace: list[str] = []
+    retry_after: float | None = None
+    final: bool = False
+
+
+class TimedOut(msgspec.Struct, frozen=True):
+    """seconds: the limit that was reached. ended: False when the handler refused to end."""
+
+    seconds: float
+    ended: bool = True
+
+
+class Interrupted(msgspec.Struct, frozen=True):
+    """The router shut down, or had no concurrency left: not the handler's fault."""
+
+
+Outcome = Succeeded | Failed | TimedOut | Interrupted
+
+
+# What to do about it.
+
+
+class Done(msgspec.Struct, frozen=True):
+    pass
+
+
+class RetryAt(msgspec.Struct, frozen=True):
+    """at: seconds since 1970. attempts: how many are used up by now."""
+
+    at: float
+    attempts: int
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Back to the journal, uncharged."""
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """reason: one word of why it ended (`RetriesExhausted`); the error is the last attempt's."""
+
+    reason: str
+    error_type: str
+    error_message: str
+    attempts: int
+
+
+Decision = Done | RetryAt | Release | Dead

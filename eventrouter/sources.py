@@ -1,0 +1,236 @@
+"""Sources turn the outside world into Events; this module is their contract and keeps them alive."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import msgspec
+
+from eventrouter.clock import Clock
+from eventrouter.errors import EventRouterError, NotRunning
+from eventrouter.functions import Function
+from eventrouter.journal.protocol import Journal
+from eventrouter.model import NOTHING, Event, Outcome, Trigger
+
+log = logging.getLogger("eventrouter.sources")
+_RESTART_AFTER = (1.0, 2.0, 5.0, 10.0, 30.0)
+ConfigT = TypeVar("ConfigT")
+
+
+class Binding(NamedTuple):
+    """A function that one of this source's triggers may start."""
+
+    function: Function
+    trigger: Trigger
+
+
+class Intake(Protocol):
+    """The engine, as sources see it."""
+
+    def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]: ...
+
+    def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]: ...
+
+    def request(self, binding: Binding, event: Event, captures: Mapping[str, str]) -> Awaitable[Outcome]: ...
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What `/readyz` says. sources: by name, "live", "starting", or why it is lost."""
+
+    ready: bool
+    journal: str
+    sources: dict[str, str]
+
+
+class Router:
+    """What a source may ask of the router. One per source.
+
+    bindings: the functions with triggers of this source, in order of definition.
+    folder: a folder of the source's own in the data folder, made when asked for.
+    """
+
+    def __init__(
+        self, name: str, bindings: Sequence[Binding], intake: Intake, journal: Journal, clock: Clock, home: Path, base: Path
+    ) -> None:
+        self.name = name
+        self.bindings = tuple(bindings)
+        self.clock = clock
+        self.base = base
+        self.log = logging.getLogger(f"eventrouter.{name}")
+        self.state = "starting"
+        self.was_live = False
+        self._intake = intake
+        self._journal = journal
+        self._home = home
+        self._health: Supervisor | None = None
+
+    @property
+    def folder(self) -> Path:
+        path = self._home / self.name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]:
+        """Hand events to every function whose trigger matches. Never blocks.
+
+        The future (a receipt) resolves once all of them are on disk, with the number of new invocations
+        (0 for repeats and for events that no trigger wants); acknowledge to the outside only then.
+        It fails with JournalError when they could not be written: then none was.
+        """
+        return self._intake.deliver(events)
+
+    def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]:
+        """As `deliver`, for a source that has picked the function itself. Check the payload first."""
+        return self._intake.deliver_to(binding, event)
+
+    def check(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING) -> None:
+        """Raise InvalidPayload when the function's handler can't be given this event."""
+        binding.function.binders[binding.trigger].check(event, captures)
+
+    def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING) -> Awaitable[Outcome]:
+        """Run the function now and await its outcome; nothing is journalled or retried.
+
+        Raises Throttled when no concurrency is left. A payload that does not validate is
+        `Failed(error_type="InvalidPayload")`.
+        """
+        return self._intake.request(binding, event, captures)
+
+    async def get(self, key: str) -> bytes | None:
+        """Small durable state of this source's own."""
+        return await self._journal.get(f"{self.name}/{key}")
+
+    async def put(self, key: str, value: bytes | None) -> None:
+        """Return when it is on disk; None deletes."""
+        await self._journal.put(f"{self.name}/{key}", value)
+
+    def live(self) -> None:
+        """The source takes events now."""
+        if self.state != "live":
+            self.log.info("%s is live", self.name, extra={"action": "source.live", "source": self.name})
+        self.state = "live"
+        self.was_live = True
+
+    def lost(self, why: str) -> None:
+        """The source takes no events for now; it goes on trying by itself."""
+        if self.state != why:
+            self.log.warning("%s: %s", self.name, why, extra={"action": "source.lost", "source": self.name})
+        self.state = why
+
+    def health(self) -> Health:
+        assert self._health is not None
+        return self._health.health()
+
+
+_current: ContextVar[Mapping[str, Source[Any]]] = ContextVar("eventrouter_sources")
+
+
+class Source(Generic[ConfigT]):
+    """Base of every source: `start`, then `run` under supervision, then `stop`, drain, `close`.
+
+    A source that also has `async def send(self, ...)` is offered as `eventrouter send NAME ...`: it puts a real
+    event in. Positional parameters are the command's arguments, keyword-only ones with defaults its options,
+    converted to their annotations (a `Path` is relative to the caller's folder); what it returns is printed as JSON.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, config: ConfigT, router: Router) -> None:
+        self.config = config
+        self.router = router
+
+    async def start(self) -> None:
+        """Take what must be there (bind a port, make a folder). EventRouterError stops `serve` with its text."""
+
+    async def run(self) -> None:
+        """Live until cancelled. An exception is logged and `run` is called again after a growing pause."""
+        self.router.live()
+        await asyncio.get_running_loop().create_future()
+
+    async def stop(self) -> None:
+        """Take no more events. What was accepted is still acknowledged; requests under way still get answers."""
+
+    async def close(self) -> None:
+        """The handlers have drained: let go of everything."""
+
+    def lines(self) -> list[str]:
+        """What `eventrouter serve` prints of it: addresses, folders."""
+        return []
+
+    @classmethod
+    def current(cls) -> Self:
+        """The running instance of this source, inside a handler; for resource clients such as `Topic`.
+
+        Raises NotRunning outside a router.
+        """
+        found = _current.get({}).get(cls.name)
+        if not isinstance(found, cls):
+            raise NotRunning(f"{cls.name}: no router is running here; call this inside a handler that eventrouter runs")
+        return found
+
+
+def make_current(sources: Mapping[str, Source[Any]]) -> None:
+    """What `Source.current` finds, in this context and those copied from it."""
+    _current.set(sources)
+
+
+class Supervisor:
+    """Starts sources, restarts what crashes, and knows who is live."""
+
+    def __init__(self, sources: Mapping[str, Source[Any]], clock: Clock) -> None:
+        self.sources = sources
+        self._clock = clock
+        self._tasks: list[asyncio.Task[None]] = []
+        self.journal_fault = ""
+        for source in sources.values():
+            source.router._health = self
+
+    async def start(self) -> None:
+        for source in self.sources.values():
+            await source.start()
+        self._tasks = [asyncio.create_task(self._keep(source), name=f"source {source.name}") for source in self.sources.values()]
+
+    async def stop(self) -> None:
+        """End the intake of every source; each is asked even when another fails."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._each("stop")
+
+    async def close(self) -> None:
+        await self._each("close")
+
+    def health(self) -> Health:
+        states = {name: source.router.state for name, source in self.sources.items()}
+        ready = not self.journal_fault and all(source.router.was_live for source in self.sources.values())
+        return Health(ready, self.journal_fault or "accepting", states)
+
+    async def _each(self, step: str) -> None:
+        for source in self.sources.values():
+            try:
+                await getattr(source, step)()
+            except Exception:
+                log.exception("%s: %s failed", source.name, step, extra={"action": f"source.{step}", "source": source.name})
+
+    async def _keep(self, source: Source[Any]) -> None:
+        crashes = 0
+        while True:
+            began = self._clock.monotonic()
+            try:
+                await source.run()
+                why = "it ended by itself"
+            except EventRouterError as error:
+                why = str(error)
+            except Exception as error:
+                log.exception("%s crashed", source.name, extra={"action": "source.crash", "source": source.name})
+                why = f"{type(error).__name__}: {error}"
+            if self._clock.monotonic() - began > 60:
+                crashes = 0
+            pause = _RESTART_AFTER[min(crashes, len(_RESTART_AFTER) - 1)]
+            crashes += 1
+            source.router.lost(f"{why}; starting again in {pause:g} s")
+            await self._clock.sleep(pause)
