@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
-import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
-from eventrouter.errors import ConfigError, InvalidPayload
+from eventrouter.errors import ConfigError, InvalidPayload, explain
 from eventrouter.model import Context, Event, Trigger
 
 Captures = Mapping[str, str]
@@ -217,7 +217,7 @@ def _capture(p: inspect.Parameter) -> Getter:
         try:
             return msgspec.convert(_present(captures, name), p.annotation, strict=False)
         except msgspec.ValidationError as error:
-            raise InvalidPayload(f"{name}: {_fault(error)[1]}") from None
+            raise InvalidPayload(f"{name}: {explain(error)[1]}") from None
 
     return get
 
@@ -240,7 +240,7 @@ def _query(p: inspect.Parameter, trigger: Trigger) -> Getter:
         try:
             return msgspec.convert(list(values) if many else values[-1], annotation, strict=False)
         except msgspec.ValidationError as error:
-            raise InvalidPayload(f"{name}: {_fault(error)[1]}") from None
+            raise InvalidPayload(f"{name}: {explain(error)[1]}") from None
 
     return get
 
@@ -269,7 +269,7 @@ def _payload(p: inspect.Parameter, place: str) -> Getter:
         try:
             return decode(event.data)
         except msgspec.ValidationError as error:
-            raise InvalidPayload(": ".join(_fault(error))) from None
+            raise InvalidPayload(": ".join(explain(error))) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidPayload(f"$: not JSON: {error}") from None
 
@@ -310,13 +310,6 @@ def _text(event: Event, captures: Captures, context: Context | None) -> str:
         raise InvalidPayload(f"$: not UTF-8 text: {error}; annotate the parameter `bytes`") from None
 
 
-def _fault(error: msgspec.ValidationError) -> tuple[str, str]:
-    """msgspec's text as (path, what is wrong): `("$.celsius", "expected float, got str")`."""
-    text, _, path = str(error).partition(" - at `")
-    text = re.sub(r"`([^`]*)`", r"\1", text)
-    return path.rstrip("`") or "$", text[:1].lower() + text[1:]
-
-
 class Dependencies:
     """Makes what handlers depend on, and closes it. Per-process ones live until `close`."""
 
@@ -324,11 +317,19 @@ class Dependencies:
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._stack = AsyncExitStack()
         self._made: dict[Callable[..., Any], Any] = {}
+        self._making = asyncio.Lock()
 
     async def resolve(self, wanted: Mapping[str, Depends], stack: AsyncExitStack, event: Event, context: Context) -> dict[str, Any]:
         """The values by parameter; what lives for one invocation is closed by `stack`."""
         made: dict[Callable[..., Any], Any] = {}
-        return {name: await self._get(d, stack, made, event, context) for name, d in wanted.items()}
+        if all(d.scope == "process" and self._maker(d) in self._made for d in wanted.values()):
+            return {name: self._made[self._maker(d)] for name, d in wanted.items()}
+        lasting = any(d.scope == "process" for d in wanted.values())
+        async with self._making if lasting else nullcontext():  # two first events must not make two pools
+            return {name: await self._get(d, stack, made, event, context) for name, d in wanted.items()}
+
+    def _maker(self, wanted: Depends) -> Callable[..., Any]:
+        return self.overrides.get(wanted.make, wanted.make)
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -337,7 +338,7 @@ class Dependencies:
     async def _get(
         self, wanted: Depends, stack: AsyncExitStack, made: dict[Callable[..., Any], Any], event: Event, context: Context
     ) -> Any:
-        make = self.overrides.get(wanted.make, wanted.make)
+        make = self._maker(wanted)
         lasting = wanted.scope == "process"
         cache = self._made if lasting else made
         if make not in cache:

@@ -62,10 +62,10 @@ class ManualClock:
         return timer
 
     async def sleep(self, delay: float) -> None:
-        done = asyncio.get_running_loop().create_future()
-        timer = self.call_later(delay, lambda: done.done() or done.set_result(None))
+        due = asyncio.Event()
+        timer = self.call_later(delay, due.set)
         try:
-            await done
+            await due.wait()
         finally:
             timer.cancel()
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
+
+import msgspec
+
 
 class EventRouterError(Exception):
     """Base of everything eventrouter raises on purpose; its text is fit for a user's eyes."""
@@ -46,3 +52,19 @@ class Retry(EventRouterError):
 
 class Reject(EventRouterError):
     """Raise in a handler to dead-letter the event at once, whatever attempts are left."""
+
+
+def explain(error: msgspec.ValidationError) -> tuple[str, str]:
+    """A validation error as (path, what is wrong): `("$.celsius", "expected float, got str")`."""
+    text, _, path = str(error).partition(" - at `")
+    text = re.sub(r"`([^`]*)`", r"\1", text)
+    return path.rstrip("`") or "$", text[:1].lower() + text[1:]
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """`; did you mean 'retries'?` when a known name is near, else the known names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(wrong, known, 1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""

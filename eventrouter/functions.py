@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from eventrouter.binding import Binder
-from eventrouter.errors import ConfigError
+from eventrouter.errors import ConfigError, explain, suggest
 from eventrouter.model import Trigger
 from eventrouter.retry import Backoff, exponential, parse_backoff
 
@@ -72,13 +72,6 @@ class _Mark(msgspec.Struct):
     place: str
 
 
-def suggest(wrong: str, known: Iterable[str]) -> str:
-    """`; did you mean 'retries'?` when a known name is near, else the known names."""
-    known = sorted(known)
-    near = difflib.get_close_matches(wrong, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-
-
 def _place(depth: int) -> str:
     frame = sys._getframe(depth + 1)
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -128,9 +121,9 @@ def make_policy(keywords: Mapping[str, Any], place: str) -> Policy:
     try:
         return msgspec.convert(keywords, Policy)
     except msgspec.ValidationError as error:
-        fault, _, path = str(error).partition(" - at `$.")
-        key = path.rstrip("`").split(".")[0].split("[")[0]
-        raise ConfigError(f"{place}: {key}={keywords.get(key)!r}: {fault[0].lower()}{fault[1:].replace('`', '')}") from None
+        path, fault = explain(error)
+        key = re.split(r"[.\[]", path)[1]
+        raise ConfigError(f"{place}: {key}={keywords.get(key)!r}: {fault}") from None
 
 
 def on_start(function: F) -> F:

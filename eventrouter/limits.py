@@ -32,6 +32,11 @@ class Pool:
         if self._waiting:
             self._waiting.popleft()()
 
+    @property
+    def contended(self) -> bool:
+        """Somebody else waits for a slot."""
+        return bool(self._waiting)
+
     def wait(self, wake: Callable[[], object]) -> None:
         """Call `wake` once when a slot has come free; it may find it taken again."""
         self._waiting.append(wake)

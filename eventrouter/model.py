@@ -86,7 +86,7 @@ class Event:
         try:
             return self._decoded
         except AttributeError:
-            self._decoded = msgspec.json.decode(self.data)
+            self._decoded: Any = msgspec.json.decode(self.data)
             return self._decoded
 
     def envelope(self) -> dict[str, Any]:

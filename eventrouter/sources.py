@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
@@ -40,7 +40,8 @@ class Intake(Protocol):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What `/readyz` says. sources: by name, "live", "starting", or why it is lost."""
+    """What `/readyz` says. sources: by name, "live", "starting", or why it is lost; journal:
+    "accepting", or why it is not."""
 
     ready: bool
     journal: str
@@ -114,6 +115,8 @@ class Router:
             self.log.info("%s is live", self.name, extra={"action": "source.live", "source": self.name})
         self.state = "live"
         self.was_live = True
+        if self._health is not None and self._health.health().ready:
+            self._health.ready.set()
 
     def lost(self, why: str) -> None:
         """The source takes no events for now; it goes on trying by itself."""
@@ -181,17 +184,20 @@ def make_current(sources: Mapping[str, Source[Any]]) -> None:
 class Supervisor:
     """Starts sources, restarts what crashes, and knows who is live."""
 
-    def __init__(self, sources: Mapping[str, Source[Any]], clock: Clock) -> None:
+    def __init__(self, sources: Mapping[str, Source[Any]], clock: Clock, journal_fault: Callable[[], str]) -> None:
         self.sources = sources
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
-        self.journal_fault = ""
+        self._journal_fault = journal_fault
+        self.ready = asyncio.Event()  # every source has been live
         for source in sources.values():
             source.router._health = self
 
     async def start(self) -> None:
         for source in self.sources.values():
             await source.start()
+        if not self.sources:
+            self.ready.set()
         self._tasks = [asyncio.create_task(self._keep(source), name=f"source {source.name}") for source in self.sources.values()]
 
     async def stop(self) -> None:
@@ -206,8 +212,9 @@ class Supervisor:
 
     def health(self) -> Health:
         states = {name: source.router.state for name, source in self.sources.items()}
-        ready = not self.journal_fault and all(source.router.was_live for source in self.sources.values())
-        return Health(ready, self.journal_fault or "accepting", states)
+        fault = self._journal_fault()
+        ready = not fault and all(source.router.was_live for source in self.sources.values())
+        return Health(ready, fault or "accepting", states)
 
     async def _each(self, step: str) -> None:
         for source in self.sources.values():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -86,7 +87,7 @@ class Journal(Protocol):
     async def close(self) -> None:
         """Write what is pending, give unsettled claims back uncharged, and let go."""
 
-    def accept(self, entries: Sequence[Entry]) -> Awaitable[list[bool]]:
+    def accept(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
         """Never blocks. Resolves once all entries are on disk; per entry: True = new, False = a repeat.
 
         Entries whose event has a natural id are deduplicated by (source, id, function).
@@ -123,7 +124,7 @@ class Journal(Protocol):
     async def get(self, key: str) -> bytes | None:
         """Small durable state: checkpoints, cron ticks, client ids."""
 
-    async def put(self, key: str, value: bytes | None, expect: bytes | None | type(...) = ...) -> bool:  # type: ignore[valid-type]
+    async def put(self, key: str, value: bytes | None, expect: bytes | type(...) | None = ...) -> bool:  # type: ignore[valid-type]
         """Write (None deletes) and return when it is on disk. expect: only if this is the present value.
 
         False when it was not, and nothing was written.

@@ -1,0 +1,236 @@
+"""The App: wires functions, journal, engine and sources together, and owns their lifecycle."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib
+import inspect
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import IO, Any, Self
+
+from eventrouter.clock import Clock, SystemClock
+from eventrouter.config import Config, load_config, seconds
+from eventrouter.engine import Engine
+from eventrouter.errors import ConfigError, JournalError, suggest
+from eventrouter.functions import Collected, collect, load
+from eventrouter.invoking import Here, make_here
+from eventrouter.journal.protocol import Journal
+from eventrouter.model import Event, Outcome, Trigger
+from eventrouter.plugins import Plugins, load_plugins
+from eventrouter.sources import Binding, Router, Source, Supervisor, make_current
+
+log = logging.getLogger("eventrouter")
+
+
+class App:
+    """Functions, and what it takes to run them.
+
+    modules: files, folders, dotted names or module objects; none means what `[app] modules` says.
+    config: as `load_config` gives it; None reads `eventrouter.toml` of the current folder and the environment.
+
+    `async with App("app.py") as app:` runs it until the block ends. Making an App imports the user's
+    modules and checks everything that can be checked without starting; raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        *modules: str | ModuleType,
+        config: Config | None = None,
+        plugins: Plugins | None = None,
+        clock: Clock | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.plugins = plugins or load_plugins()
+        self.config = config or load_config(self.plugins.by_name, folder=folder or Path(), environ=os.environ)
+        self.clock = clock or SystemClock()
+        self.modules = self._import(modules, folder or Path())
+        self.collected = self._collect()
+        self.functions = self.collected.functions
+        self._check()
+        self.journal: Journal = self._make_journal()
+        self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency)
+        self.sources: dict[str, Source[Any]] = {}
+        self.supervisor: Supervisor | None = None
+        self._stack: AsyncExitStack | None = None
+
+    # Load
+
+    def _import(self, modules: Iterable[str | ModuleType], folder: Path) -> list[ModuleType]:
+        found: list[ModuleType] = []
+        for module in modules:
+            found += load(module, folder) if isinstance(module, str) else [module]
+        if not modules:
+            for name in self.config.app.modules:
+                found += load(name, self.config.base)
+        return found
+
+    def _collect(self) -> Collected:
+        overrides: dict[str, dict[str, Any]] = {}
+        for name, table in self.config.functions.items():
+            overrides[name] = dict(table)
+            if "on" in table:
+                overrides[name]["on"] = [self._trigger(entry, f"[functions.{name}]") for entry in _list(table["on"])]
+        collected = collect(self.modules, overrides)
+        if not collected.functions:
+            names = ", ".join(getattr(module, "__file__", None) or module.__name__ for module in self.modules)
+            raise ConfigError(f"no handlers in {names}; mark a function with @on(...)")
+        return collected
+
+    def _trigger(self, table: Any, place: str) -> Trigger:
+        """`{ mqtt = "sensors/+/raw", qos = 1 }`: the first key names the trigger, its value is the first argument."""
+        if not isinstance(table, dict) or not table:
+            raise ConfigError(f'{place} on: {table!r} is no trigger; write {{ mqtt = "sensors/+/raw", qos = 1 }}')
+        (name, first), *rest = table.items()
+        make = self.plugins.triggers.get(name)
+        if make is None:
+            raise ConfigError(f"{place} on: no trigger is named {name!r}{suggest(name, self.plugins.triggers)}")
+        keywords = dict(rest)
+        parameters = inspect.signature(make).parameters
+        starred = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), "")
+        for key in keywords:
+            if key not in parameters:
+                raise ConfigError(f"{place} on: {name} has no option {key!r}{suggest(key, list(parameters)[1:])}")
+        try:
+            return make(first, *_list(keywords.pop(starred, ())), **keywords)
+        except (TypeError, ValueError, ConfigError) as error:
+            raise ConfigError(f"{place} on: {error}") from None
+
+    def _check(self) -> None:
+        for function in self.functions.values():
+            for trigger in function.triggers:
+                if trigger.source not in self.plugins.by_name:
+                    raise ConfigError(f"{function.place}: {function.name}: no plugin is installed for {trigger.source!r} triggers")
+        for plugin in self.plugins.by_name.values():
+            if plugin.check is not None:
+                pairs = [(binding.function.name, binding.trigger) for binding in self._bindings(plugin.name)]
+                plugin.check(self.config.plugins.get(plugin.name), pairs)
+
+    def _bindings(self, source: str) -> list[Binding]:
+        return [Binding(f, trigger) for f in self.functions.values() for trigger in f.triggers if trigger.source == source]
+
+    def _make_journal(self) -> Journal:
+        from eventrouter.journal.sqlite import SqliteJournal  # noqa: PLC0415 - apsw is not needed to list functions
+
+        config = self.config.journal
+        known = {"sqlite": self.config.data / "journal.db", "memory": None}
+        if config.url not in known:
+            raise ConfigError(f"[journal] url: {config.url!r} is no journal{suggest(config.url, known)}")
+        dedupe, history = seconds(config.dedupe, "[journal] dedupe"), seconds(config.history, "[journal] history")
+        return SqliteJournal(known[config.url], clock=self.clock, dedupe=dedupe, history=history)
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.stop()
+
+    async def start(self, *, sources: bool = True) -> None:
+        """Lock the data folder, open the journal, run `@on_start`, work off the journal, make every source live.
+
+        sources: False starts no source and works nothing off, for commands without a server; what handlers
+            publish or write then is journalled for the next server.
+        Raises EventRouterError; what had been started is stopped again.
+        """
+        async with AsyncExitStack() as stack:
+            self.config.data.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(self.config.data))
+            await self.journal.open()
+            stack.push_async_callback(self.journal.close)
+            make_here(Here(asyncio.get_running_loop(), self))
+            self.sources = self._make_sources()
+            make_current(self.sources)
+            self.supervisor = Supervisor(self.sources, self.clock, lambda: self.engine.journal_fault)
+            stack.push_async_callback(self.supervisor.close)
+            stack.push_async_callback(self._run_stops)
+            for function in self.collected.starts:
+                await _call(function)
+            # From here on in this order at stop: intake ends, handlers drain, then what they share is closed.
+            stack.push_async_callback(self._drain)
+            if sources:
+                await self.engine.start()
+                stack.push_async_callback(self.supervisor.stop)
+                await self.supervisor.start()
+            self._stack = stack.pop_all()
+
+    async def stop(self) -> None:
+        """End intake, drain for up to `[app] drain` seconds, put the rest back uncharged, close everything."""
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            await stack.aclose()
+
+    async def run_now(self, name: str, event: Event, parameters: Mapping[str, str]) -> Outcome:
+        """Invoke a function directly. Raises ConfigError when there is none of that name, Throttled."""
+        return await self.engine.invoke(self.lane(name), None, event, parameters)
+
+    def lane(self, name: str) -> Any:
+        try:
+            return self.engine.lanes[name]
+        except KeyError:
+            raise ConfigError(f"no function is named {name!r}{suggest(name, self.functions)}") from None
+
+    def _make_sources(self) -> dict[str, Source[Any]]:
+        found: dict[str, Source[Any]] = {}
+        for name, plugin in self.plugins.by_name.items():
+            bindings = self._bindings(name)
+            if plugin.source is None or not (bindings or plugin.always):
+                continue
+            module, _, cls = plugin.source.partition(":")
+            router = Router(name, bindings, self.engine, self.journal, self.clock, self.config.data, self.config.base)
+            found[name] = getattr(importlib.import_module(module), cls)(self.config.plugins.get(name), router)
+        return found
+
+    async def _drain(self) -> None:
+        await self.engine.stop(self.config.app.drain)
+
+    async def _run_stops(self) -> None:
+        for function in reversed(self.collected.stops):
+            try:
+                await _call(function)
+            except Exception:
+                log.exception("on_stop %s failed", function.__name__, extra={"action": "stop.failed"})
+
+
+async def _call(function: Callable[[], Any]) -> None:
+    result = function()
+    if isinstance(result, Awaitable):
+        await result
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+class lock:  # noqa: N801 - a context manager that reads as a verb
+    """Holds DIR for one process. Raises JournalError with the pid of who has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "lock"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> None:
+        self._file = self._path.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            pid = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise JournalError(
+                f"{self._path.parent}: another eventrouter (pid {pid}) has this folder; stop it, or give --data another folder"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,81 @@
+"""`doctor`: what works here, what doesn't, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from eventrouter.cli.common import Place, app_option, dump, json_option, place_options
+from eventrouter.errors import EventRouterError, NotRunning
+from eventrouter.hookspecs import Finding
+
+_MARKS = {"ok": "ok      ", "note": "note    ", "problem": "PROBLEM "}
+
+
+@click.command("doctor")
+@json_option
+@app_option
+@place_options
+def doctor_command(as_json: bool, apps: tuple[str, ...], config: Path | None, data: str | None) -> int:
+    """What this machine can enforce, which plugins loaded, what is wrong with the configuration."""
+    findings: list[Finding] = list(_machine())
+    try:
+        place = Place(config, data, apps)
+    except EventRouterError as error:
+        findings.append(Finding("problem", str(error)))
+    else:
+        findings += _configured(place)
+    if as_json:
+        click.echo(dump(findings))
+    else:
+        for finding in findings:
+            click.echo(_MARKS[finding.level] + finding.text)
+    return int(any(finding.level == "problem" for finding in findings))
+
+
+def _machine() -> Iterator[Finding]:
+    import apsw  # noqa: PLC0415
+
+    yield Finding("ok", f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Finding("ok", f"SQLite {apsw.sqlite_lib_version()}: the journal is fsynced before an event counts as accepted")
+    if importlib.util.find_spec("uvloop"):
+        yield Finding("ok", "uvloop is installed and used by serve")
+    else:
+        yield Finding("note", 'uvloop is not installed; pip install "eventrouter[uvloop]" makes serve faster')
+    yield Finding(
+        "note",
+        "`def` handlers run in threads: their time-out answers the caller and takes up an attempt, but can't stop the code; "
+        "it keeps its concurrency until it ends. `async def` handlers are cancelled",
+    )
+    yield Finding("note", "memory, CPU, file and network limits are not enforced by this version")
+    if sys.platform == "darwin":
+        yield Finding("note", "macOS is for development: F_FULLFSYNC is not used, so a power cut can take the last moments")
+
+
+def _configured(place: Place) -> Iterator[Finding]:
+    for name, plugin in place.plugins.by_name.items():
+        yield Finding("ok", f"plugin {name} {place.plugins.versions.get(name, '')}".rstrip())
+        if plugin.doctor is not None:
+            yield from plugin.doctor(place.config.plugins.get(name))
+    yield Finding("ok", f"configuration: {place.config.file or 'no eventrouter.toml, all defaults'}")
+    try:
+        app = place.app()
+        yield Finding("ok", f"{len(app.functions)} functions: {', '.join(app.functions)}")
+    except EventRouterError as error:
+        yield Finding("problem", str(error))
+    try:
+        status = place.ask("status")
+    except NotRunning:
+        yield Finding("note", f"no router is running on {place.config.data}")
+        return
+    yield Finding("ok", f"a router is running on {place.config.data} (pid {status['pid']})")
+    for source, state in status["health"]["sources"].items():
+        yield Finding("ok" if state == "live" else "problem", f"source {source}: {state}")
+    for name, function in status["functions"].items():
+        if function["journal"].get("dead"):
+            yield Finding("note", f"{name}: {function['journal']['dead']} dead letters; `eventrouter dlq list --function {name}`")

@@ -1,0 +1,69 @@
+"""`send` and `event`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options
+from eventrouter.errors import ConfigError
+
+
+@click.command("send", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
+@click.argument("source")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@place_options
+def send_command(source: str, arguments: tuple[str, ...], config: Path | None, data: str | None) -> None:
+    """Put a real event in through a source of the running router.
+
+    \b
+    eventrouter send s3 BUCKET KEY FILE
+    eventrouter send mqtt TOPIC PAYLOAD [--qos 1]
+    eventrouter send sns TOPIC MESSAGE [--attribute K=V]
+    eventrouter send http "POST /path" [BODY]
+    """
+    words, options = _split(source, arguments)
+    answer = Place(config, data).ask("send", source=source, arguments=words, options=options, folder=str(Path.cwd()))
+    click.echo(dump(answer))
+
+
+def _split(source: str, arguments: tuple[str, ...]) -> tuple[list[str], dict[str, list[str]]]:
+    """Which options there are is the source's to say, so they are only told from the words here."""
+    words: list[str] = []
+    options: dict[str, list[str]] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            words += rest
+            break
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"send {source}: --{name} needs a value")
+            value = rest.pop(0)
+        options.setdefault(name.replace("-", "_"), []).append(value)
+    return words, options
+
+
+@click.command("event")
+@click.argument("id")
+@json_option
+@app_option
+@place_options
+def event_command(id: str, as_json: bool, apps: tuple[str, ...], config: Path | None, data: str | None) -> int:
+    """Where the event ID is and what became of it, for each function that it started."""
+    found = Place(config, data, apps).ask_or_do("event", id=id)
+    if as_json:
+        click.echo(dump(found))
+    elif found:
+        rows = [("FUNCTION", "STATE", "ATTEMPTS", "ACCEPTED", "DUE OR ENDED", "INVOCATION")]
+        rows += [(f["function"], f["state"], str(f["attempts"]), f["accepted"], f["due"], f["id"]) for f in found]
+        click.echo(columns(rows))
+    else:
+        click.echo(f"{id}: not in the journal: done, or never accepted ([journal] history keeps done events)", err=True)
+    return int(not found)

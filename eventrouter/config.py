@@ -1,0 +1,166 @@
+"""`eventrouter.toml` and its kin: flag > environment > file > decorator > default."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from eventrouter.errors import ConfigError, explain, suggest
+from eventrouter.hookspecs import Plugin
+
+FILE = "eventrouter.toml"
+_PREFIX = "EVENTROUTER_"
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class AppConfig(msgspec.Struct, kw_only=True):
+    """`[app]`. modules: what `serve` collects when no APP is given. data: DIR. drain: seconds.
+
+    concurrency: how many attempts and requests run at once in all."""
+
+    modules: list[str] = ["app.py"]
+    data: str = ".eventrouter"
+    drain: Annotated[float, Meta(ge=0)] = 30.0
+    concurrency: Annotated[int, Meta(ge=1)] = 1000
+
+
+class JournalConfig(msgspec.Struct, kw_only=True):
+    """`[journal]`. url: "sqlite" (DIR/journal.db) or "memory". dedupe, history: seconds, or "24h" and the like:
+    how long a repeat of an event is known, and how long done events are kept for `eventrouter event`."""
+
+    url: str = "sqlite"
+    dedupe: str | float = "24h"
+    history: str | float = 0
+
+
+class Config(msgspec.Struct, kw_only=True):
+    """Everything configured. base: where relative paths start. plugins: each plugin's own section."""
+
+    app: AppConfig
+    journal: JournalConfig
+    functions: dict[str, dict[str, Any]]
+    plugins: dict[str, msgspec.Struct]
+    base: Path
+    file: Path | None
+
+    @property
+    def data(self) -> Path:
+        return self.base / self.app.data
+
+
+def load_config(
+    plugins: Mapping[str, Plugin],
+    *,
+    file: Path | None = None,
+    folder: Path = Path(),
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
+    """Read and check the configuration.
+
+    file: must exist when given; else `folder/eventrouter.toml` if there is one. flags: per section, what
+    the command line said; None values count as not given.
+    Raises ConfigError naming file or variable, key and remedy.
+    """
+    path = file or folder / FILE
+    tables: dict[str, Any] = {}
+    if file is not None or path.exists():
+        try:
+            tables = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}; name a config file that exists") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        found: Path | None = path
+    else:
+        path, found = Path(FILE), None
+    sections: dict[str, type[msgspec.Struct] | None] = {"app": AppConfig, "journal": JournalConfig, "functions": None}
+    sections |= {name: plugin.config for name, plugin in plugins.items() if plugin.config is not None}
+    for name, table in tables.items():
+        if name not in sections:
+            raise ConfigError(f"{path}: unknown section [{name}]{suggest(name, sections)}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name} must be a table: [{name}]")
+    from_environ = _environ(environ or {}, sections)
+    values: dict[str, Any] = {}
+    for name, kind in sections.items():
+        if kind is not None:
+            flagged = {key: value for key, value in (flags or {}).get(name, {}).items() if value is not None}
+            values[name] = _section(name, kind, path, tables.get(name, {}), from_environ.get(name, {}), flagged)
+    functions = tables.get("functions", {})
+    for name, table in from_environ.get("functions", {}).items():
+        real = next((known for known in functions if known.lower() == name), name)
+        functions[real] = {**functions.get(real, {}), **{key: _scalar(value) for key, value in table.items()}}
+    for name, table in functions.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: functions.{name} must be a table: [functions.{name}]")
+    base = found.parent.resolve() if found else folder.resolve()
+    own = {name: values[name] for name in sections if name not in ("app", "journal", "functions")}
+    return Config(app=values["app"], journal=values["journal"], functions=functions, plugins=own, base=base, file=found)
+
+
+def seconds(value: str | float, what: str) -> float:
+    """`"24h"`, `"7d"`, `"90s"`, `"15m"` or a number of seconds. Raises ConfigError naming `what`."""
+    if isinstance(value, int | float):
+        return float(value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw]?)\s*", value)
+    if not match:
+        raise ConfigError(f'{what}: {value!r} is no duration; write "90s", "15m", "24h" or "7d"')
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
+
+
+def _section(name: str, kind: type[S], path: Path, table: dict[str, Any], environ: Mapping[str, Any], flags: Mapping[str, Any]) -> S:
+    place = f"{path}: [{name}]"
+    _known(table, kind, place)
+    merged = {**table, **flags}
+    for key, value in environ.items():
+        if key in flags:
+            continue
+        _known({key: value}, kind, f"{_PREFIX}{name.upper()}__{key.upper()}")
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+        place = f"{_PREFIX}{name.upper()}__{key.upper()}"
+    try:
+        return msgspec.convert(merged, kind, strict=not environ)  # environment variables are text
+    except msgspec.ValidationError as error:
+        where, fault = explain(error)
+        raise ConfigError(f"{place} {where.removeprefix('$.')}: {fault}") from None
+
+
+def _known(table: Mapping[str, Any], kind: type[msgspec.Struct], place: str) -> None:
+    names = [field.encode_name for field in msgspec.structs.fields(kind)]
+    for key in table:
+        if key not in names:
+            raise ConfigError(f"{place} unknown key {key!r}{suggest(key, names)}")
+
+
+def _environ(environ: Mapping[str, str], sections: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`EVENTROUTER_MQTT__URL=x` -> `{"mqtt": {"url": "x"}}`; a third part reaches into a table."""
+    found: dict[str, dict[str, Any]] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(_PREFIX) or "__" not in variable:
+            continue
+        section, *keys = variable.removeprefix(_PREFIX).lower().split("__")
+        if section not in sections:
+            raise ConfigError(f"{variable}: unknown section {section!r}{suggest(section, sections)}")
+        table = found.setdefault(section, {})
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+        try:
+            table[keys[-1]] = tomllib.loads(f"x = {text}")["x"] if text[:1] in ("[", "{") else text
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{variable}: not valid TOML: {error}") from None
+    return found
+
+
+def _scalar(text: Any) -> Any:
+    """A policy keyword's type is not known here: what reads as a number or a truth value is one."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"] if isinstance(text, str) else text
+    except tomllib.TOMLDecodeError:
+        return text

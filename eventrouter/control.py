@@ -1,0 +1,323 @@
+"""What the command line can ask of an App, and the control socket it asks through."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import io
+import logging
+import os
+import resource
+import socket
+import sys
+import tempfile
+import typing
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from eventrouter.engine import describe
+from eventrouter.errors import ConfigError, EventRouterError, NotRunning, explain, suggest
+from eventrouter.functions import Function
+from eventrouter.journal.protocol import Letter, LetterQuery
+from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from eventrouter.app import App
+
+_LIMIT = 64 * 1024 * 1024  # bytes of one request or answer
+_SOCKET_PATH = 100  # the kernel's limit is 108 bytes, macOS' 104
+_BILLED_STEP = 100  # milliseconds
+
+
+def describe_function(function: Function) -> dict[str, Any]:
+    """One entry of `eventrouter list --json`."""
+    policy = msgspec.to_builtins(function.policy)
+    policy["backoff"] = str(function.policy.backoff)
+    policy["isolation"] = function.isolation
+    del policy["name"], policy["tags"]
+    policy["env"] = sorted(function.policy.env)  # values may be secret
+    return {
+        "name": function.name,
+        "triggers": [str(trigger) for trigger in function.triggers],
+        "policy": policy,
+        "tags": function.policy.tags,
+        "module": function.module,
+    }
+
+
+def describe_letter(letter: Letter) -> dict[str, Any]:
+    """One entry of `eventrouter dlq list --json`."""
+    return {**msgspec.structs.asdict(letter), "died_at": iso_time(letter.died_at), "event": letter.event.envelope()}
+
+
+class Operations:
+    """Every public coroutine is a command; arguments and answers are JSON types. Raises EventRouterError."""
+
+    def __init__(self, app: App, *, started: float = 0, echo: bool = True) -> None:
+        self._app = app
+        self._started = started
+        self._echo = echo
+
+    async def status(self) -> dict[str, Any]:
+        """pid, health, and per function how many attempts ended how and what the journal holds."""
+        app = self._app
+        assert app.supervisor is not None
+        depth = await app.journal.depth()
+        functions = {
+            name: {key: getattr(lane, key) for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "active")}
+            | {"journal": depth.get(name, {})}
+            for name, lane in app.engine.lanes.items()
+        }
+        health = msgspec.to_builtins(app.supervisor.health())
+        return {
+            "pid": os.getpid(),
+            "health": health,
+            "functions": functions,
+            "unmatched": app.engine.unmatched,
+            "repeats": app.engine.repeats,
+        }
+
+    async def list(self) -> list[dict[str, Any]]:
+        return [describe_function(function) for function in self._app.functions.values()]
+
+    async def invoke(self, function: str, payload: str, parameters: dict[str, str], later: bool = False) -> dict[str, Any]:
+        """Run a function now, or journal an event for it when `later`.
+
+        Answers `{"status", "result" | "error", "logs", "report"}`, or `{"status": "accepted", "id"}`.
+        """
+        lane = self._app.lane(function)
+        event = Event("invoke", "lambda.invoke", function, payload.encode(), attributes={"parameters": parameters})
+        if later:
+            await self._app.engine.accept_for(function, None, event, parameters)
+            return {"status": "accepted", "id": event.id}
+        request = new_id()
+        began = self._app.clock.monotonic()
+        with _captured(self._echo) as logs:
+            outcome = await self._app.engine.invoke(lane, None, event, parameters, request)
+        milliseconds = (self._app.clock.monotonic() - began) * 1000
+        answer: dict[str, Any] = {"status": "failed", "logs": "".join(logs), "report": _report(request, milliseconds)}
+        if isinstance(outcome, Succeeded):
+            answer |= {"status": "succeeded", "result": _jsonable(outcome.result, function)}
+        elif isinstance(outcome, Failed):
+            answer["error"] = {"errorMessage": outcome.error_message, "errorType": outcome.error_type, "stackTrace": outcome.trace}
+        elif isinstance(outcome, TimedOut):
+            message = f"{request} Task timed out after {outcome.seconds:.2f} seconds"
+            answer["error"] = {"errorMessage": message, "errorType": "Sandbox.Timedout"}
+        else:
+            answer["error"] = {"errorMessage": describe(outcome), "errorType": "Interrupted"}
+        return answer
+
+    async def send(self, source: str, arguments: list[str], options: dict[str, list[str]], folder: str) -> Any:
+        """Put a real event in through a source; see `Source`."""
+        offering = {name: s for name, s in self._app.sources.items() if hasattr(s, "send")}
+        if source not in offering:
+            if source in self._app.plugins.by_name and source not in self._app.sources:
+                raise ConfigError(f"send {source}: no function has a trigger of {source}, so the source is not running")
+            raise ConfigError(f"send: no source takes events under the name {source!r}{suggest(source, offering)}")
+        send: Any = getattr(offering[source], "send")  # noqa: B009 - not every source has it
+        args, kwargs = _arguments(source, send, arguments, options, Path(folder))
+        return await send(*args, **kwargs)
+
+    async def letters(self, query: dict[str, Any], limit: int = 0) -> list[dict[str, Any]]:
+        """Dead letters, oldest first; limit: 0 for all."""
+        found: list[dict[str, Any]] = []
+        after = ""
+        while page := await self._app.journal.dead(LetterQuery(**query), after, min(limit - len(found), 1000) if limit else 1000):
+            found += map(describe_letter, page)
+            after = page[-1].id
+            if limit and len(found) >= limit:
+                break
+        return found
+
+    async def redrive(self, ids: Sequence[str], query: dict[str, Any]) -> int:
+        """Send these letters again, or with no ids all that match. How many there were."""
+        engine = self._app.engine
+        return await (engine.redrive(ids) if ids else engine.letters(LetterQuery(**query), engine.redrive))
+
+    async def purge(self, ids: Sequence[str], query: dict[str, Any]) -> int:
+        """Delete these letters, or with no ids all that match. How many there were."""
+        journal, engine = self._app.journal, self._app.engine
+        return await (journal.purge(ids) if ids else engine.letters(LetterQuery(**query), journal.purge))
+
+    async def event(self, id: str) -> list[dict[str, Any]]:
+        """What is known of an event, one entry per function."""
+        found = await self._app.journal.find(id)
+        return [{**msgspec.structs.asdict(w), "accepted": iso_time(w.accepted), "due": iso_time(w.due)} for w in found]
+
+
+def _jsonable(result: Any, function: str) -> Any:
+    try:
+        return msgspec.to_builtins(result)
+    except TypeError as error:
+        raise EventRouterError(f"{function} returned what JSON can't say: {error}") from None
+
+
+def _report(request: str, milliseconds: float) -> str:
+    billed = -(-max(milliseconds, 1) // _BILLED_STEP) * _BILLED_STEP
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024 * 1024)
+    return (
+        f"REPORT RequestId: {request}\tDuration: {milliseconds:.2f} ms\tBilled Duration: {billed:.0f} ms\t"
+        f"Memory Size: 128 MB\tMax Memory Used: {peak} MB\t"
+    )
+
+
+def _arguments(
+    source: str, send: Any, given: Sequence[str], options: Mapping[str, list[str]], folder: Path
+) -> tuple[list[Any], dict[str, Any]]:
+    """Convert command-line text to what `Source.send` declares. Raises ConfigError with the usage."""
+    hints = typing.get_type_hints(send)
+    parameters = inspect.signature(send).parameters
+    positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    keyword = {p.name: p for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
+    words = [p.name.upper() if p.default is p.empty else f"[{p.name.upper()}]" for p in positional]
+    usage = " ".join(["usage: eventrouter send", source, *words, *(f"[--{name} ...]" for name in keyword)])
+    if not sum(p.default is p.empty for p in positional) <= len(given) <= len(positional):
+        raise ConfigError(usage)
+    for name in options:
+        if name not in keyword:
+            raise ConfigError(f"send {source}: no option --{name}{suggest(name, keyword)}; {usage}")
+
+    def convert(name: str, values: list[str]) -> Any:
+        kind = hints[name]
+        if kind is Path:
+            return folder / values[-1]
+        many = (typing.get_origin(kind) or kind) is list
+        try:
+            return msgspec.convert(values if many else values[-1], kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"send {source}: {name.upper()} {values[-1]!r}: {explain(error)[1]}; {usage}") from None
+
+    args = [convert(p.name, [text]) for p, text in zip(positional, given, strict=False)]
+    return args, {name: convert(name, values) for name, values in options.items()}
+
+
+# What a handler prints and logs while the command line waits for it.
+
+_lines: ContextVar[list[str] | None] = ContextVar("eventrouter_logs", default=None)
+
+
+class _Tee(io.TextIOBase):
+    def __init__(self, real: Any, echo: bool) -> None:
+        self.real = real
+        self._echo = echo
+
+    def write(self, text: str) -> int:
+        lines = _lines.get()
+        if lines is not None:
+            lines.append(text)
+        if lines is None or self._echo:
+            self.real.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.real.flush()
+
+
+class _Collect(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        lines = _lines.get()
+        if lines is not None and record.name.partition(".")[0] != "eventrouter":
+            lines.append(f"[{record.levelname}] {record.name} {record.getMessage()}\n")
+
+
+@contextmanager
+def _captured(echo: bool) -> Iterator[list[str]]:
+    lines: list[str] = []
+    token = _lines.set(lines)
+    handler, tee = _Collect(), _Tee(sys.stdout, echo)
+    logging.getLogger().addHandler(handler)
+    sys.stdout = tee
+    try:
+        yield lines
+    finally:
+        logging.getLogger().removeHandler(handler)
+        if sys.stdout is tee:
+            sys.stdout = tee.real
+        _lines.reset(token)
+
+
+# The socket: one JSON line asks, one answers.
+
+
+def socket_path(data: Path) -> Path:
+    """DIR/control.sock, or one in a private runtime folder where that path is too long for a socket."""
+    path = data.resolve() / "control.sock"
+    if len(os.fsencode(path)) <= _SOCKET_PATH:
+        return path
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"{tempfile.gettempdir()}/eventrouter-{os.getuid()}")
+    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if runtime.stat().st_uid != os.getuid():
+        raise EventRouterError(f"{runtime} belongs to somebody else; set XDG_RUNTIME_DIR to a folder of yours")
+    return runtime / f"eventrouter-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.sock"
+
+
+class ControlServer:
+    """Answers commands on the control socket; only the owner of the data folder may connect."""
+
+    def __init__(self, operations: Operations, data: Path) -> None:
+        self._operations = operations
+        self._path = socket_path(data)
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> None:
+        self._path.unlink(missing_ok=True)  # a killed predecessor's; the folder's lock says there is no other
+        mask = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_LIMIT)
+        finally:
+            os.umask(mask)
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, ValueError):
+            writer.write(msgspec.json.encode(await self._answer(await reader.readline())) + b"\n")
+            await writer.drain()
+        writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            asked = msgspec.json.decode(line, type=_Request)
+            command = getattr(self._operations, asked.command, None)
+            if asked.command.startswith("_") or command is None:
+                raise EventRouterError(f"the running router knows no command {asked.command!r}; is it of another version?")
+            return {"result": await command(**asked.arguments)}
+        except EventRouterError as error:
+            return {"error": str(error), "usage": isinstance(error, ConfigError)}
+        except Exception as error:
+            logging.getLogger("eventrouter").exception("control command failed", extra={"action": "control.failed"})
+            return {"error": f"{type(error).__name__}: {error}", "usage": False}
+
+
+class _Request(msgspec.Struct):
+    command: str
+    arguments: dict[str, Any]
+
+
+def ask(data: Path, command: str, **arguments: Any) -> Any:
+    """Ask the router that serves this data folder. Raises NotRunning when none does, else its error."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(os.fspath(socket_path(data)))
+        except OSError:
+            raise NotRunning(f"no router is running on {data}; start one with `eventrouter serve`") from None
+        connection.sendall(msgspec.json.encode(_Request(command, arguments)) + b"\n")
+        with connection.makefile("rb") as answers:
+            line = answers.readline()
+    if not line:
+        raise EventRouterError("the router went away before it answered")
+    answer = msgspec.json.decode(line)
+    if "error" in answer:
+        raise (ConfigError if answer["usage"] else EventRouterError)(answer["error"])
+    return answer["result"]

@@ -1,0 +1,71 @@
+"""Finds plugins by entry point and checks that each keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from eventrouter import hookspecs
+from eventrouter.errors import PluginError, suggest
+from eventrouter.hookspecs import Plugin
+from eventrouter.model import Trigger
+
+GROUP = "eventrouter"
+
+
+class Plugins:
+    """The loaded plugins by name, and whose trigger is whose. versions: of the distributions they came from."""
+
+    def __init__(self, plugins: Iterable[Plugin], versions: Mapping[str, str] | None = None) -> None:
+        self.by_name: dict[str, Plugin] = {}
+        self.triggers: dict[str, Callable[..., Trigger]] = {}
+        self.versions = dict(versions or {})
+        for plugin in plugins:
+            if plugin.name in self.by_name:
+                raise PluginError(f"two plugins are named {plugin.name!r}; uninstall one")
+            self.by_name[plugin.name] = plugin
+            for name, make in plugin.triggers.items():
+                if name in self.triggers:
+                    raise PluginError(f"plugin {plugin.name!r} brings a trigger {name!r}, which another plugin has; uninstall one")
+                self.triggers[name] = make
+
+
+def load_plugins(found: Iterable[EntryPoint] | None = None) -> Plugins:
+    """Import and ask every installed plugin.
+
+    Raises PluginError that names the plugin which fails to import, misspells a hook or answers wrongly.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    versions: dict[str, str] = {}
+    plugins: list[Plugin] = []
+    for entry in sorted(entry_points(group=GROUP) if found is None else found, key=lambda entry: entry.name):
+        origin = f"plugin {entry.name!r} ({entry.value}{f' of {entry.dist.name}' if entry.dist else ''})"
+        try:
+            module = entry.load()
+            manager.register(module, name=entry.name)
+        except Exception as error:
+            raise PluginError(f"{origin} can't be loaded: {type(error).__name__}: {error}; fix or uninstall it") from error
+        plugins.append(_ask(manager, module, origin))
+        versions[plugins[-1].name] = entry.dist.version if entry.dist else ""
+    return Plugins(plugins, versions)
+
+
+def _ask(manager: pluggy.PluginManager, module: Any, origin: str) -> Plugin:
+    known = [name for name in vars(hookspecs) if name.startswith("eventrouter_")]
+    for name, value in vars(module).items():
+        if hasattr(value, "eventrouter_impl") and name not in known:
+            raise PluginError(f"{origin} implements a hook {name!r} that does not exist{suggest(name, known)}")
+    caller = next((c for c in manager.get_hookcallers(module) or () if c.name == "eventrouter_plugin"), None)
+    if caller is None:
+        raise PluginError(f"{origin} has no @hookimpl function named eventrouter_plugin")
+    try:
+        answer = module.eventrouter_plugin()
+    except Exception as error:
+        raise PluginError(f"{origin}: eventrouter_plugin() failed: {type(error).__name__}: {error}") from error
+    if not isinstance(answer, Plugin):
+        raise PluginError(f"{origin}: eventrouter_plugin() returned {answer!r}, not a Plugin")
+    return answer
