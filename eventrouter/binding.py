@@ -262,8 +262,14 @@ def _payload(p: inspect.Parameter, place: str) -> Getter:
         return _pydantic(pydantic, annotation)
     try:
         decode = msgspec.json.Decoder(annotation).decode
-    except TypeError as error:
-        raise ConfigError(f"{place}: the payload {p.name!r} can't be of type {annotation!r}: {error}") from None
+        fits = not isinstance(msgspec.inspect.type_info(annotation), msgspec.inspect.CustomType)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"{place}: JSON can't fill the payload {p.name!r} of type {annotation!r}; "
+            "use a msgspec.Struct, dataclass, TypedDict, pydantic model, dict, list, str or bytes"
+        )
 
     def get(event: Event, captures: Captures, context: Context | None) -> Any:
         try:

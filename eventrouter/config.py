@@ -24,7 +24,7 @@ class AppConfig(msgspec.Struct, kw_only=True):
 
     concurrency: how many attempts and requests run at once in all."""
 
-    modules: list[str] = ["app.py"]
+    modules: tuple[str, ...] = ("app.py",)
     data: str = ".eventrouter"
     drain: Annotated[float, Meta(ge=0)] = 30.0
     concurrency: Annotated[int, Meta(ge=1)] = 1000

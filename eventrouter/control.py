@@ -85,7 +85,7 @@ class Operations:
             "repeats": app.engine.repeats,
         }
 
-    async def list(self) -> list[dict[str, Any]]:
+    async def functions(self) -> list[dict[str, Any]]:
         return [describe_function(function) for function in self._app.functions.values()]
 
     async def invoke(self, function: str, payload: str, parameters: dict[str, str], later: bool = False) -> dict[str, Any]:

@@ -244,6 +244,8 @@ class Response(msgspec.Struct, frozen=True):
 
 
 class Succeeded(msgspec.Struct, frozen=True):
+    """The handler returned `result`."""
+
     result: Any = None
 
 

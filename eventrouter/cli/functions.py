@@ -15,7 +15,7 @@ from eventrouter.errors import ConfigError, NotRunning, suggest
 
 def _functions(place: Place) -> list[dict[str, Any]]:
     try:
-        found: list[dict[str, Any]] = place.ask("list")
+        found: list[dict[str, Any]] = place.ask("functions")
     except NotRunning:  # listing needs no data folder, so no lock either
         found = [describe_function(function) for function in place.app().functions.values()]
     return found

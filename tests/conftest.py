@@ -1,0 +1,31 @@
+"""Every async test runs on asyncio's own loop and on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+try:
+    import uvloop
+except ImportError:  # no wheel for this platform
+    uvloop = None
+
+CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if uvloop is not None:
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
+
+
+@pytest.fixture
+def cases() -> Path:
+    """Conformance data from public projects, beside the repository."""
+    if not CASES.is_dir():
+        pytest.skip(f"no conformance data: {CASES} is not there")
+    return CASES
