@@ -19,6 +19,7 @@ from eventrouter.invoking import InvokeError
 from eventrouter.journal.protocol import Letter, LetterQuery
 
 MEMORY = "[journal]\nurl = 'memory'\n"
+AT_ONCE = "[app]\ndrain = 0\n"  # a failing test with a clock that stands still must not wait for its handlers
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def clock() -> ManualClock:
 
 
 @asynccontextmanager
-async def memory(folder: Path, *functions: Any, clock: ManualClock | None = None, toml: str = "") -> AsyncIterator[App]:
+async def memory(folder: Path, *functions: Any, clock: ManualClock | None = None, toml: str = AT_ONCE) -> AsyncIterator[App]:
     async with running(folder, *functions, clock=clock, toml=MEMORY + toml) as app:
         yield app
 
@@ -82,7 +83,7 @@ async def test_failures_are_retried_by_policy_then_dead_then_redriven(tmp_path: 
     broken = True
 
     @on(local("a"), retries=2, backoff=fixed(10))
-    async def handler(payload: Any, ctx: Context) -> None:
+    async def handler(payload: int, ctx: Context) -> None:
         attempts.append(ctx.attempt)
         if broken:
             raise ValueError(f"bad {payload}")
@@ -245,10 +246,11 @@ async def test_a_handler_that_refuses_to_end_is_unstoppable_and_keeps_its_slot(t
 
 async def test_cleaning_up_after_a_time_out_is_let_finish(tmp_path: Path, clock: ManualClock) -> None:
     cleaned: list[str] = []
-    gate = asyncio.Event()
+    started, gate = asyncio.Event(), asyncio.Event()
 
     @on(local("a"), timeout=5, retries=0)
     async def handler(payload: Any) -> None:
+        started.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -257,7 +259,7 @@ async def test_cleaning_up_after_a_time_out_is_let_finish(tmp_path: Path, clock:
 
     async with memory(tmp_path, handler, clock=clock) as app:
         await put(app, "a")
-        await until(lambda: app.engine.lanes["handler"].active == 1)
+        await started.wait()
         clock.advance(5)
         await asyncio.sleep(0.01)
         gate.set()
@@ -325,7 +327,7 @@ async def test_a_request_gets_its_answer_at_the_deadline_whatever_the_handler_do
         router = app.sources["local"].router
         asked = asyncio.create_task(router.request(router.bindings[0], event("a")))  # type: ignore[arg-type]
         lane = app.engine.lanes["stubborn"]
-        await until(lambda: lane.active == 1)
+        await until(lambda: lane.active == 1 and asked.done() is False)
         clock.advance(5)
         assert await asked == TimedOut(5)
         with pytest.raises(Throttled, match="all 1 slots"):
@@ -372,7 +374,7 @@ async def test_reserved_concurrency_caps_and_the_rest_share(tmp_path: Path) -> N
     async def shared(payload: int) -> None:
         await run("b")
 
-    async with memory(tmp_path, capped, shared, toml="[app]\nconcurrency = 105\n") as app:
+    async with memory(tmp_path, capped, shared, toml=AT_ONCE + "concurrency = 105\n") as app:
         for n in range(5):
             await put(app, "a", n)
         for n in range(110):
@@ -396,7 +398,7 @@ async def test_a_backlogged_function_does_not_starve_the_one_that_shares_its_poo
     async def calm(payload: int) -> None:
         order.append("calm")
 
-    async with memory(tmp_path, busy, calm, toml="[app]\nconcurrency = 1\n") as app:
+    async with memory(tmp_path, busy, calm, toml=AT_ONCE + "concurrency = 1\n") as app:
         source = app.sources["local"]
         assert isinstance(source, LocalSource)
         await source.router.deliver([event("busy", n) for n in range(500)] + [event("calm", 0)])
@@ -428,7 +430,7 @@ async def test_each_attempt_has_its_own_context_variables(tmp_path: Path) -> Non
         await asyncio.sleep(0)
         seen.append(var.get())
 
-    async with memory(tmp_path, handler, toml="[app]\nconcurrency = 1\n") as app:
+    async with memory(tmp_path, handler, toml=AT_ONCE + "concurrency = 1\n") as app:
         for n in (1, 2):
             await put(app, "a", n)
         await until(lambda: len(seen) == 4)
@@ -481,7 +483,7 @@ async def test_shutdown_puts_running_work_back_uncharged(tmp_path: Path) -> None
         attempts.append(ctx.attempt)
         await gate.wait()
 
-    async with running(tmp_path, handler, toml="[app]\ndrain = 0\n") as app:
+    async with running(tmp_path, handler, toml=AT_ONCE) as app:
         for n in range(3):
             await put(app, "a", n)
         await until(lambda: len(attempts) == 3)
@@ -493,16 +495,17 @@ async def test_shutdown_puts_running_work_back_uncharged(tmp_path: Path) -> None
 
 
 async def test_shutdown_lets_running_handlers_finish(tmp_path: Path, clock: ManualClock) -> None:
-    gate, ended = asyncio.Event(), []
+    gate, started, ended = asyncio.Event(), asyncio.Event(), []
 
     @on(local("a"), timeout=60)
     async def handler(payload: int) -> None:
+        started.set()
         await gate.wait()
         ended.append(payload)
 
-    async with memory(tmp_path, handler, clock=clock) as app:
+    async with memory(tmp_path, handler, clock=clock, toml="") as app:
         await put(app, "a", 1)
-        await until(lambda: app.engine.lanes["handler"].active == 1)
+        await started.wait()
         stopping = asyncio.create_task(app.stop())
         await asyncio.sleep(0.01)
         assert not stopping.done()
@@ -512,16 +515,19 @@ async def test_shutdown_lets_running_handlers_finish(tmp_path: Path, clock: Manu
 
 
 async def test_an_interrupted_handler_that_finishes_anyway_is_done(tmp_path: Path) -> None:
+    started = asyncio.Event()
+
     @on(local("a"), timeout=60)
     async def handler(payload: int) -> None:
+        started.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             return
 
-    async with running(tmp_path, handler, toml="[app]\ndrain = 0\n") as app:
+    async with running(tmp_path, handler, toml=AT_ONCE) as app:
         await put(app, "a", 1)
-        await until(lambda: app.engine.lanes["handler"].active == 1)
+        await started.wait()
     async with running(tmp_path, handler) as app:
         assert await app.journal.depth() == {}
 
@@ -534,7 +540,7 @@ async def test_work_of_a_function_that_has_gone_ends_as_a_dead_letter(tmp_path: 
     @on(local("b"))
     async def other(payload: int) -> None: ...
 
-    async with running(tmp_path, gone, toml="[app]\ndrain = 0\n") as app:
+    async with running(tmp_path, gone, toml=AT_ONCE) as app:
         await put(app, "a", 1)
     async with running(tmp_path, other) as app:
         while not (found := await letters(app)):
@@ -556,7 +562,7 @@ async def test_work_whose_trigger_has_gone_ends_as_a_dead_letter(tmp_path: Path)
     @on(local("b"), name="f")
     async def after(payload: int) -> None: ...
 
-    async with running(tmp_path, before, toml="[app]\ndrain = 0\n") as app:
+    async with running(tmp_path, before, toml=AT_ONCE) as app:
         await put(app, "a", 1)
     async with running(tmp_path, after) as app:
         await until(lambda: app.engine.lanes["f"].dead == 1)
@@ -572,7 +578,7 @@ async def test_captures_are_found_again_after_a_restart(tmp_path: Path) -> None:
             await asyncio.Event().wait()
         got.append((payload, x))
 
-    async with running(tmp_path, handler, toml="[app]\ndrain = 0\n") as app:
+    async with running(tmp_path, handler, toml=AT_ONCE) as app:
         await put(app, "a/7", 1)
     hold = False
     async with running(tmp_path, handler):

@@ -2,60 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Final
 
 import apsw
+import msgspec
 
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Letter, LetterQuery, Whereabouts
+from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Whereabouts
 from eventrouter.model import Event
 
 WAITING: Final = 0
 RUNNING: Final = 1
-DEAD: Final = 2
-DONE: Final = 3
-_STATES: Final = ("waiting", "running", "dead", "done")
+_DONE: Final = 3
+_STATES: Final = ("waiting", "running", "dead", "done")  # 2 is a dead letter
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went back further than this was set back
 _APPLICATION: Final = 0x45565254  # "EVRT", in the file's header
 _VERSION: Final = 1
+_RESERVE: Final = 10**9  # sequence numbers that one opening may use
+_SLICE: Final = 20_000  # rows that `find` looks through at a time, some 10 ms
 
-# Rows of the memory window (RUNNING) are in no index: what runs at once costs one insert and one delete.
+# In SQL the states are bare figures, as partial indexes are only used for those.
+# Rows of the memory window (state 1) are in no index: what runs at once costs one insert and one delete.
 # `seen` outlives the rows; its order by seq is the order of age in which it is trimmed.
-_SCHEMA: Final = f"""
+_SCHEMA: Final = """
 CREATE TABLE invocation (
     seq INTEGER PRIMARY KEY, state INTEGER NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL, accepted REAL NOT NULL,
     function TEXT NOT NULL, reason TEXT, error_type TEXT, error_message TEXT, event BLOB NOT NULL) STRICT;
-CREATE INDEX waiting ON invocation (function, due, seq) WHERE state = {WAITING};
-CREATE INDEX dead ON invocation (seq, function) WHERE state = {DEAD};
-CREATE INDEX done ON invocation (due) WHERE state = {DONE};
+CREATE INDEX waiting ON invocation (function, due, seq) WHERE state = 0;
+CREATE INDEX dead ON invocation (seq, function) WHERE state = 2;
+CREATE INDEX done ON invocation (due) WHERE state = 3;
 CREATE TABLE seen (
     seq INTEGER PRIMARY KEY, source TEXT NOT NULL, event_id TEXT NOT NULL, function TEXT NOT NULL, at REAL NOT NULL,
     UNIQUE (source, event_id, function)) STRICT;
 CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {_VERSION};
+CREATE TABLE numbering (next INTEGER NOT NULL) STRICT;
+INSERT INTO numbering VALUES (0);
 """
 
 
+def claim_id(seq: int) -> str:
+    """Of the shape of a version 4 UUID, as AWS's request ids are; `claim_seq` reads it."""
+    return f"00000000-0000-4000-8{seq >> 48:03x}-{seq & 0xFFFF_FFFF_FFFF:012x}"
+
+
+def claim_seq(id: str) -> int | None:
+    """None: no id of this journal."""
+    try:
+        seq = int(id[20:23] + id[24:], 16)
+    except ValueError:
+        return None
+    return seq if claim_id(seq) == id else None
+
+
+class RowClaim(Claim):
+    __slots__ = ("seq",)
+
+    def __init__(self, seq: int, function: str, event: Event, attempts: int, accepted: float, hint: Any = None) -> None:
+        # Claim's own __init__ spelt out: one call less for every event.
+        self.seq = seq
+        self.id = f"00000000-0000-4000-8{seq >> 48:03x}-{seq & 0xFFFF_FFFF_FFFF:012x}"
+        self.function = function
+        self.event = event
+        self.attempts = attempts
+        self.accepted = accepted
+        self.hint = hint
+
+
 class Batch:
-    """What one transaction writes.
+    """Claims that end. done, released: seqs. retries: (due, attempts, seq). letters: (died, attempts, reason, type, message, seq)."""
 
-    rows, width 5: seq, state, function, accepted, packed event. keys, width 5: source, event id, function, seq, accepted, of
-    those events that run once; `keyed` has their rows by seq, and after the commit the repeats alone.
-    done: seqs. retries: (due, attempts, seq). released: seqs. letters: (died, attempts, reason, type, message, seq).
-    """
-
-    __slots__ = ("done", "keyed", "keys", "letters", "released", "retries", "rows")
+    __slots__ = ("done", "letters", "released", "retries")
 
     def __init__(self) -> None:
-        self.rows: list[Any] = []
-        self.keys: list[Any] = []
-        self.keyed: dict[int, tuple[Any, ...]] = {}
         self.done: list[int] = []
         self.retries: list[tuple[float, int, int]] = []
         self.released: list[int] = []
@@ -72,9 +95,7 @@ def _sized(head: str, row: tuple[str, ...], tail: str = "") -> dict[int, str]:
     width = len(set(row) - {"0"})
     made = {}
     for size in _SIZES:
-        rows = []
-        for at in range(0, size * width, width):
-            rows.append(",".join(f"?{at + int(part[1:])}" if part[0] == "?" else part for part in row))
+        rows = (",".join(f"?{at + int(part[1:])}" if part[0] == "?" else part for part in row) for at in range(0, size * width, width))
         made[size] = head + ",".join(f"({text})" if width > 1 else text for text in rows) + tail
     return made
 
@@ -83,19 +104,21 @@ _INSERT: Final = _sized(
     "INSERT INTO invocation (seq, state, function, due, accepted, attempts, event) VALUES ", ("?1", "?2", "?3", "?4", "?4", "0", "?5")
 )
 _DELETE: Final = _sized("DELETE FROM invocation WHERE seq IN (", ("?1",), ")")
-_TAKE: Final = _sized(f"UPDATE invocation SET state = {RUNNING} WHERE seq IN (", ("?1",), ")")
-_RELEASE: Final = _sized(f"UPDATE invocation SET state = {WAITING}, due = accepted WHERE state = {RUNNING} AND seq IN (", ("?1",), ")")
-_RETRY: Final = f"UPDATE invocation SET state = {WAITING}, due = ?, attempts = ? WHERE seq = ?"
-_BURY: Final = f"UPDATE invocation SET state = {DEAD}, due = ?, attempts = ?, reason = ?, error_type = ?, error_message = ? WHERE seq = ?"
-_DUE: Final = f"""SELECT seq, attempts, accepted, event FROM invocation INDEXED BY waiting
-    WHERE state = {WAITING} AND function = ? AND due <= ? ORDER BY due, seq LIMIT ?"""
-_NEXT_DUE: Final = f"SELECT due FROM invocation INDEXED BY waiting WHERE state = {WAITING} AND function = ? ORDER BY due LIMIT 1"
-_LETTERS: Final = f"""SELECT seq, function, reason, error_type, error_message, attempts, due, event FROM invocation INDEXED BY dead
-    WHERE state = {DEAD} AND seq > ?1 AND (?2 IS NULL OR function = ?2) AND (?3 IS NULL OR ?3 IN (reason, error_type))
+_TAKE: Final = _sized("UPDATE invocation SET state = 1 WHERE seq IN (", ("?1",), ")")
+_RELEASE: Final = _sized("UPDATE invocation SET state = 0, due = accepted WHERE state = 1 AND seq IN (", ("?1",), ")")
+_RETRY: Final = "UPDATE invocation SET state = 0, due = ?, attempts = ? WHERE seq = ?"
+_BURY: Final = "UPDATE invocation SET state = 2, due = ?, attempts = ?, reason = ?, error_type = ?, error_message = ? WHERE seq = ?"
+_DUE: Final = """SELECT seq, attempts, accepted, event FROM invocation INDEXED BY waiting
+    WHERE state = 0 AND function = ? AND due <= ? ORDER BY due, seq LIMIT ?"""
+_NEXT_DUE: Final = "SELECT due FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? ORDER BY due LIMIT 1"
+_LETTERS: Final = """SELECT seq, function, reason, error_type, error_message, attempts, due, event FROM invocation INDEXED BY dead
+    WHERE state = 2 AND seq > ?1 AND (?2 IS NULL OR function = ?2) AND (?3 IS NULL OR ?3 IN (reason, error_type))
     AND (?4 IS NULL OR due >= ?4) ORDER BY seq LIMIT ?5"""
-_REDRIVE: Final = f"""UPDATE invocation SET seq = ?1, state = {WAITING}, due = ?2, accepted = ?2, attempts = 0,
-    reason = NULL, error_type = NULL, error_message = NULL WHERE seq = ?3 AND state = {DEAD} RETURNING function"""
-_PURGE: Final = f"DELETE FROM invocation WHERE seq = ? AND state = {DEAD}"
+_REDRIVE: Final = """UPDATE invocation SET seq = ?1, state = 0, due = ?2, accepted = ?2, attempts = 0,
+    reason = NULL, error_type = NULL, error_message = NULL WHERE seq = ?3 AND state = 2 RETURNING function"""
+_FORGET: Final = """DELETE FROM invocation WHERE seq IN (
+    SELECT seq FROM invocation INDEXED BY done WHERE state = 3 AND due <= ? ORDER BY due LIMIT ?)"""
+_PURGE: Final = "DELETE FROM invocation WHERE seq = ? AND state = 2"
 _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM invocation WHERE "
 
 
@@ -115,7 +138,7 @@ class Database:
         )
 
     def open(self, now: float) -> int:
-        """Recover, and return the highest sequence number in the file, 0 if there is none. Raises JournalError."""
+        """Recover, and return the first sequence number to use. Raises JournalError."""
         try:
             self._connection = apsw.Connection(":memory:" if self._path is None else str(self._path))
         except apsw.Error as error:
@@ -157,27 +180,35 @@ class Database:
                 raise JournalError(f"journal {self._path}: SQLite refused {name} = {value} (it is {got}); use a local disk for it")
         if not tables:
             with connection:
-                for _ in connection.execute(_SCHEMA):
-                    pass
+                connection.execute(_SCHEMA).fetchall()  # several statements run no further than they are read
+                connection.pragma("application_id", _APPLICATION)
+                connection.pragma("user_version", _VERSION)
 
     def _recover(self, now: float) -> int:
-        self._execute("BEGIN IMMEDIATE")
-        # What a dead predecessor was running comes first again, uncharged.
-        self._execute(f"UPDATE invocation SET state = {WAITING}, due = accepted WHERE state = {RUNNING}")
-        newest = self._execute("SELECT accepted FROM invocation ORDER BY seq DESC LIMIT 1").get
-        if newest is not None and newest > now + CLOCK_STEP:
-            self.set_clock_back(now)
-        self._execute("COMMIT")
-        top = self._execute("SELECT max(coalesce((SELECT max(seq) FROM invocation), 0), coalesce((SELECT max(seq) FROM seen), 0))").get
-        assert isinstance(top, int)
-        return top
+        with self._connection:
+            # What a dead predecessor was running comes first again, uncharged.
+            self._execute("UPDATE invocation SET state = 0, due = accepted WHERE state = 1")
+            newest = self._execute("SELECT accepted FROM invocation ORDER BY seq DESC LIMIT 1").get
+            if newest is not None and newest > now + CLOCK_STEP:
+                self.set_clock_back(now)
+            first: int = max(self._execute("SELECT next FROM numbering").get, int(now * 1e6), 1)
+            # Reserved before use: no id comes twice, whatever was deleted, crashed, or done to the clock.
+            self._execute("UPDATE numbering SET next = ?", (first + _RESERVE,))
+        return first
+
+    def set_clock_back(self, now: float) -> None:
+        """What was accepted in a future that did not come is due now; its retries keep their delays."""
+        self._execute(
+            "UPDATE invocation SET due = ?1 + max(0.0, due - accepted), accepted = ?1 WHERE accepted > ?1 AND state IN (0, 1)",
+            (now,),
+        )
+        self._execute("UPDATE seen SET at = ?1 WHERE at > ?1", (now,))
 
     def close(self) -> None:
-        try:
+        with suppress(apsw.Error):  # no harm: the next one to open reads the write-ahead log
             if self._path is not None:
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        finally:
-            self._connection.close()
+        self._connection.close()
 
     def explain(self, error: Exception) -> JournalError:
         """The same in the user's words."""
@@ -192,21 +223,20 @@ class Database:
             return JournalError(f"journal {where}: another process is writing to it; end that process")
         return JournalError(f"journal {where}: {type(error).__name__}: {error}; check the disk")
 
-    # The transaction: begin, any of what follows, commit or roll back
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. Raises JournalError."""
+        try:
+            self._execute("BEGIN IMMEDIATE")
+            yield
+            self._execute("COMMIT")
+        except Exception as error:
+            if self._connection.in_transaction:  # after some errors SQLite has rolled back by itself
+                with suppress(apsw.Error):
+                    self._execute("ROLLBACK")
+            raise self.explain(error) from error
 
-    def begin(self) -> None:
-        self._execute("BEGIN IMMEDIATE")
-
-    def commit(self) -> None:
-        self._execute("COMMIT")
-
-    def roll_back(self) -> None:
-        if self._connection.in_transaction:  # SQLite has rolled back by itself after some errors
-            self._execute("ROLLBACK")
-
-    def write(self, batch: Batch, now: float) -> None:
-        if batch.keys:
-            self._drop_repeats(batch, now)
+    def settle(self, batch: Batch, now: float) -> None:
         if batch.done:
             self._finish(batch.done, now)
         if batch.released:
@@ -215,8 +245,43 @@ class Database:
             self._connection.executemany(_RETRY, batch.retries)
         if batch.letters:
             self._connection.executemany(_BURY, batch.letters)
-        if batch.rows:
-            self._run(_INSERT, 5, batch.rows)
+
+    def insert(self, rows: Sequence[Any]) -> None:
+        """rows, flat: seq, state, function, accepted, packed event."""
+        self._run(_INSERT, 5, rows)
+
+    def repeats(self, keys: Sequence[Any], now: float) -> set[int]:
+        """Remember what was not seen before; the seqs of what was. keys, flat: source, event id, function, seq, accepted."""
+        seqs = keys[3::5]
+        before = self._connection.total_changes()
+        self._run(self._sift, 5, keys)
+        repeats = set()
+        if self._connection.total_changes() - before < len(seqs):
+            new = {seq for (seq,) in self._rows("SELECT seq FROM seen WHERE seq BETWEEN ? AND ?", (min(seqs), max(seqs)))}
+            repeats = {seq for seq in seqs if seq not in new}
+        # Each newcomer pays for two of the oldest: the table stays in bounds, and no timer wakes an idle router.
+        horizon = now - self._dedupe
+        oldest = self._execute("SELECT at FROM seen ORDER BY seq LIMIT 1").get
+        if oldest is not None and oldest <= horizon:
+            self._execute(
+                "DELETE FROM seen WHERE seq IN (SELECT seq FROM (SELECT seq, at FROM seen ORDER BY seq LIMIT ?) WHERE at <= ?)",
+                (2 * len(seqs), horizon),
+            )
+        return repeats
+
+    def _finish(self, seqs: list[int], now: float) -> None:
+        if not self._history:
+            seqs.sort()
+            if seqs[-1] - seqs[0] == len(seqs) - 1:  # what came together mostly ends together
+                self._execute("DELETE FROM invocation WHERE seq BETWEEN ? AND ?", (seqs[0], seqs[-1]))
+            else:
+                self._run(_DELETE, 1, seqs)
+            return
+        self._connection.executemany("UPDATE invocation SET state = 3, due = ? WHERE seq = ?", [(now, seq) for seq in seqs])
+        self._execute(_FORGET, (now - self._history, 2 * len(seqs)))
+
+    def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        return self._execute(sql, parameters).fetchall()
 
     def _run(self, statements: dict[int, str], width: int, parameters: Sequence[Any]) -> None:
         at, end = 0, len(parameters)
@@ -226,26 +291,85 @@ class Database:
                 self._execute(statements[size], parameters[at : at + step])
                 at += step
 
-    def _drop_repeats(self, batch: Batch, now: float) -> None:
-        """Keep the rows of new keys only; leave the repeats in `batch.keyed`."""
-        before = self._connection.total_changes()
-        self._run(self._sift, 5, batch.keys)
-        if self._connection.total_changes() - before == len(batch.keyed):
-            new: Iterable[int] = tuple(batch.keyed)
-        else:
-            new = [row[0] for row in self._execute("SELECT seq FROM seen WHERE seq BETWEEN ? AND ?", (min(batch.keyed), max(batch.keyed)))]
-        batch.rows += chain.from_iterable([batch.keyed.pop(seq) for seq in new])
-        # Each newcomer pays for two of the oldest: the table stays in bounds, no timer wakes an idle router.
-        self._trim("seen", "seq", "at", now - self._dedupe, len(batch.keys) // 5)
+    def take(self, function: str, now: float, limit: int) -> tuple[list[RowClaim], bool, float | None]:
+        """Up to `limit` waiting rows that are due, now running. Then whether these were all; and if so, when the next is due."""
+        found = self._rows(_DUE, (function, now, limit))
+        claims = []
+        for seq, attempts, accepted, packed in found:
+            try:
+                claims.append(RowClaim(seq, function, Event.unpack(packed), attempts, accepted))
+            except msgspec.DecodeError as error:
+                self._execute(_BURY, (now, attempts, "Unreadable", "DecodeError", str(error), seq))
+        self._run(_TAKE, 1, [claim.seq for claim in claims])
+        if len(found) == limit:
+            return claims, False, None
+        return claims, True, self._execute(_NEXT_DUE, (function,)).get
 
-    def _finish(self, seqs: list[int], now: float) -> None:
-        if not self._history:
-            self._run(_DELETE, 1, seqs)
-            return
-        update = f"UPDATE invocation SET state = {DONE}, due = ? WHERE seq = ?"
-        self._connection.executemany(update, [(now, seq) for seq in seqs])
-        self._execute(
-            f"DELETE FROM invocation WHERE seq IN (SELECT seq FROM invocation INDEXED BY done WHERE state = {DONE} AND due <= ?"
-            " ORDER BY due LIMIT ?)",
-            (now - self._history, 2 * len(seqs)),
-        )
+    # What operators ask for
+
+    def letters(self, query: LetterQuery, after: int, limit: int) -> list[Letter]:
+        found = self._rows(_LETTERS, (after, query.function, query.error, query.since, limit))
+        return [
+            Letter(claim_id(seq), function, reason, error_type, error_message, attempts, died_at, _readable(packed))
+            for seq, function, reason, error_type, error_message, attempts, died_at, packed in found
+        ]
+
+    def redrive(self, seqs: Sequence[int], first: int, now: float) -> list[str]:
+        """Letters become waiting rows numbered from `first`; the function of each that was one."""
+        moved = (self._execute(_REDRIVE, (new, now, seq)).get for new, seq in enumerate(seqs, first))
+        return [function for function in moved if function is not None]
+
+    def purge(self, seqs: Sequence[int]) -> int:
+        before = self._connection.total_changes()
+        self._connection.executemany(_PURGE, [(seq,) for seq in seqs])
+        return self._connection.total_changes() - before
+
+    def find_one(self, seq: int, now: float) -> list[Whereabouts]:
+        return self._whereabouts(self._rows(_FIND + "seq = ?", (seq,)), now)
+
+    def find_event(self, event_id: str, after: int, now: float) -> tuple[list[Whereabouts], int | None]:
+        """The next slice of rows past `after`, and where it ended; None: that was the last."""
+        # No index: it would cost every event for a question that is asked once in a while.
+        end = self._execute("SELECT max(seq) FROM (SELECT seq FROM invocation WHERE seq > ? ORDER BY seq LIMIT ?)", (after, _SLICE)).get
+        if end is None:
+            return [], None
+        rows = self._rows(_FIND + "seq > ? AND seq <= ? AND instr(event, ?)", (after, end, event_id.encode()))
+        return self._whereabouts([row for row in rows if _readable(row[6]).id == event_id], now), end
+
+    def _whereabouts(self, rows: list[Any], now: float) -> list[Whereabouts]:
+        return [
+            Whereabouts(claim_id(seq), function, _STATES[state], attempts, accepted, due)
+            for seq, function, state, attempts, accepted, due, _ in rows
+            if state != _DONE or due > now - self._history
+        ]
+
+    def depth(self) -> tuple[dict[str, int], dict[str, int]]:
+        """How many of each function are waiting, and dead."""
+        waiting = "SELECT function, count(*) FROM invocation INDEXED BY waiting WHERE state = 0 GROUP BY function"
+        dead = "SELECT function, count(*) FROM invocation INDEXED BY dead WHERE state = 2 GROUP BY function"
+        return dict(self._rows(waiting)), dict(self._rows(dead))
+
+    def get(self, key: str) -> bytes | None:
+        value = self._execute("SELECT value FROM state WHERE key = ?", (key,)).get
+        assert value is None or isinstance(value, bytes)
+        return value
+
+    def put(self, key: str, value: bytes | None, expect: bytes | EllipsisType | None) -> bool:
+        if expect is not ... and self.get(key) != expect:
+            return False
+        if value is None:
+            self._execute("DELETE FROM state WHERE key = ?", (key,))
+        else:
+            self._execute("INSERT INTO state VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2", (key, value))
+        return True
+
+    def keys(self, prefix: str) -> list[str]:
+        found = self._rows("SELECT key FROM state WHERE key >= ?1 AND substr(key, 1, length(?1)) = ?1 ORDER BY key", (prefix,))
+        return [key for (key,) in found]
+
+
+def _readable(packed: bytes) -> Event:
+    try:
+        return Event.unpack(packed)
+    except msgspec.DecodeError:
+        return Event("journal", "journal.unreadable", "", packed, "application/octet-stream")

@@ -1,0 +1,1 @@
+"""Measures eventrouter against the machine's limit, both in one run: `python -m benchmarks [NAME...]`."""

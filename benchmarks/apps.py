@@ -1,0 +1,81 @@
+"""What the benchmarks' apps have in common: a 300-byte reading, a trigger and a source to deliver it by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from eventrouter import App, Event, Plugin, Source, Trigger, Wild
+from eventrouter.config import load_config
+from eventrouter.plugins import Plugins
+
+
+class Reading(msgspec.Struct):
+    device: str
+    celsius: float
+    humidity: float
+    labels: dict[str, str]
+    history: list[float]
+
+
+PAYLOAD = msgspec.json.encode(
+    Reading("kitchen-7", 21.5, 40.25, {"site": "north", "unit": "celsius", "note": "x" * 90}, [float(n) for n in range(20)])
+)
+
+
+class BenchTrigger(Trigger):
+    source = "bench"
+    path = ("sensors", Wild.ONE, "temperature")
+    names = ("device",)
+
+    def matches(self, event: Event) -> Mapping[str, str] | None:
+        return {"device": event.subject.split("/")[1]}
+
+
+class BenchSource(Source[None]):
+    name = "bench"
+
+
+def event() -> Event:
+    return Event("bench", "bench.reading", "sensors/kitchen/temperature", PAYLOAD)
+
+
+def make_app(folder: Path, handler: Callable[..., Any]) -> App:
+    plugins = Plugins([Plugin(name="bench", source="benchmarks.apps:BenchSource", always=True)])
+    module = ModuleType("handlers")
+    vars(module)[handler.__name__] = handler
+    return App(module, config=load_config(plugins.by_name, folder=folder), plugins=plugins)
+
+
+async def deliver_all(deliver: Callable[[Sequence[Event]], asyncio.Future[int]], count: int, batch: int, outstanding: int) -> None:
+    """Deliver `count` events in batches, as a source reads them, with a bounded number not yet acknowledged."""
+    free = asyncio.Semaphore(outstanding // batch)
+    receipts = []
+    for _ in range(count // batch):
+        await free.acquire()
+        receipt = deliver([event() for _ in range(batch)])
+        receipt.add_done_callback(lambda _: free.release())
+        receipts.append(receipt)
+    await asyncio.gather(*receipts)
+
+
+def per_second(count: int, main: Callable[[], Coroutine[Any, Any, None]]) -> float:
+    """Run `main` on a fresh loop; events a second."""
+
+    async def timed() -> float:
+        began = perf_counter()
+        await main()
+        return count / (perf_counter() - began)
+
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(timed())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(timed())
