@@ -6,10 +6,11 @@ from eventrouter.clock import Clock
 from eventrouter.errors import EventRouterError, Reject, Retry
 from eventrouter.functions import on, on_start, on_stop
 from eventrouter.hookspecs import Finding, Plugin, hookimpl
-from eventrouter.invoking import invoke
+from eventrouter.invoking import call_from_thread, invoke
 from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
 from eventrouter.retry import exponential, fixed, lambda_
 from eventrouter.sources import Binding, Health, Router, Source
+from eventrouter.wildcards import Wildcards
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,8 @@ __all__ = [
     "TimedOut",
     "Trigger",
     "Wild",
+    "Wildcards",
+    "call_from_thread",
     "exponential",
     "fixed",
     "hookimpl",

@@ -18,7 +18,7 @@ from typing import Any
 
 from eventrouter.binding import Dependencies
 from eventrouter.clock import Clock
-from eventrouter.errors import InvalidPayload, JournalError, Reject, Retry, Throttled
+from eventrouter.errors import InvalidPayload, Reject, Retry, Throttled
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim, Entry, Journal, LetterQuery
 from eventrouter.limits import Pool, share_out
@@ -193,9 +193,6 @@ class Engine:
         receipt: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if not entries:
             receipt.set_result(0)
-            return receipt
-        if self._stopping:
-            receipt.set_exception(JournalError("the router is shutting down and accepts no more events"))
             return receipt
 
         def accepted(written: asyncio.Future[list[bool]]) -> None:

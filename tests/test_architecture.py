@@ -16,7 +16,7 @@ PLUGINS = ROOT / "plugins"
 FLOORS = {
     "errors": 0, "clock": 0,
     "model": 1,
-    "retry": 2, "limits": 2, "routing": 2, "hookspecs": 2, "journal": 2, "runtimes": 2,
+    "retry": 2, "limits": 2, "routing": 2, "hookspecs": 2, "journal": 2, "runtimes": 2, "wildcards": 2,
     "binding": 3,
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,
     "sources": 5,

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, TypedDict
 import msgspec
 import pydantic
 import pytest
-from support import LocalTrigger, local
 
 from eventrouter import Context, Depends, Event, on
 from eventrouter.binding import Dependencies
 from eventrouter.clock import ManualClock
 from eventrouter.errors import ConfigError, InvalidPayload
 from eventrouter.functions import Function, Policy
+from support import LocalTrigger, local
 
 
 class Reading(msgspec.Struct):

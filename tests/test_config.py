@@ -2,11 +2,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import LOCAL, LocalConfig, local, make_app
 
 from eventrouter import on
 from eventrouter.config import Config, load_config, seconds
 from eventrouter.errors import ConfigError
+from support import LOCAL, LocalConfig, local, make_app
 
 PLUGINS = {"local": LOCAL}
 

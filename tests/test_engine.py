@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import msgspec
 import pytest
-from support import LocalSource, advance, event, local, put, running, until
 
 from eventrouter import App, Context, Depends, Failed, Reject, Retry, Succeeded, TimedOut, fixed, invoke, on, on_start, on_stop
 from eventrouter.clock import ManualClock
 from eventrouter.errors import ConfigError, Throttled
 from eventrouter.invoking import InvokeError
 from eventrouter.journal.protocol import Letter, LetterQuery
+from support import LocalSource, advance, event, local, put, running, until
 
 MEMORY = "[journal]\nurl = 'memory'\n"
 AT_ONCE = "[app]\ndrain = 0\n"  # a failing test with a clock that stands still must not wait for its handlers

@@ -4,11 +4,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from support import local, module
 
 from eventrouter import fixed, on, on_start, on_stop
 from eventrouter.errors import ConfigError
 from eventrouter.functions import Policy, UserImportError, collect, load
+from support import local, module
 
 
 def test_on_returns_the_very_function() -> None:

@@ -8,6 +8,7 @@ import eventrouter
 PUBLIC = {
     "App", "Binding", "Clock", "Context", "Depends", "Event", "EventRouterError", "Failed", "Finding", "Health", "Interrupted",
     "Outcome", "Plugin", "Reject", "Response", "Retry", "Router", "Source", "Succeeded", "TimedOut", "Trigger", "Wild",
+    "Wildcards", "call_from_thread",
     "exponential", "fixed", "hookimpl", "invoke", "lambda_", "on", "on_start", "on_stop",
 }  # fmt: skip
 
