@@ -1,0 +1,464 @@
+"""HTTP through real sockets: requests are made by aiohttp's client, and by curl where the bytes matter."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import ClientSession
+
+from eventrouter import App, Event, Response, on
+from eventrouter.control import Operations
+from eventrouter.errors import ConfigError, EventRouterError
+from eventrouter.plugins import Plugins
+from eventrouter_http import eventrouter_plugin, http
+from eventrouter_http.source import HttpSource
+from support import LOCAL, local, make_app, put, until
+
+
+class Order(msgspec.Struct):
+    item: str
+    count: int = 1
+
+
+def app_of(folder: Path, *handlers: Callable[..., Any], toml: str = "") -> App:
+    toml = toml if "port" in toml else f"[http]\nport = 0\n{toml}"
+    return make_app(folder, *handlers, toml=toml, plugins=Plugins([LOCAL, eventrouter_plugin()]))
+
+
+def url_of(app: App) -> str:
+    source = app.sources["http"]
+    assert isinstance(source, HttpSource)
+    return source.url
+
+
+class Answer(msgspec.Struct):
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    def __init__(self, session: ClientSession, app: App) -> None:
+        self.session, self.app = session, app
+
+    async def __call__(self, request: str, body: Any = None, headers: Any = None) -> Answer:
+        method, _, path = request.partition(" ")
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        async with self.session.request(method, url_of(self.app) + path, data=data, headers=headers) as answer:
+            return Answer(answer.status, answer.headers, await answer.read())
+
+
+@asynccontextmanager
+async def serving(folder: Path, *handlers: Callable[..., Any], toml: str = "") -> AsyncIterator[Client]:
+    async with app_of(folder, *handlers, toml=toml) as app, ClientSession() as session:
+        yield Client(session, app)
+
+
+async def test_typed_answers(tmp_path: Path) -> None:
+    answers: dict[str, Any] = {
+        "none": None,
+        "text": "grüezi",
+        "bytes": b"\x00\xff",
+        "json": {"statusCode": 404, "body": "a mere field"},
+        "struct": Order("lamp"),
+        "response": Response({"x": 1}, 201, {"X-Own": "yes"}),
+        "empty": Response(status=304),
+        "typed": Response("<p>", headers={"content-type": "text/html"}),
+    }
+
+    @on(http("GET /{which}"))
+    async def handler(which: str) -> Any:
+        return answers[which]
+
+    async with serving(tmp_path, handler) as ask:
+        got = {which: await ask(f"GET /{which}") for which in answers}
+    shown = {which: (a.status, a.headers.get("Content-Type"), a.body) for which, a in got.items()}
+    assert shown == {
+        "none": (204, None, b""),
+        "text": (200, "text/plain; charset=utf-8", "grüezi".encode()),
+        "bytes": (200, "application/octet-stream", b"\x00\xff"),
+        "json": (200, "application/json", b'{"statusCode":404,"body":"a mere field"}'),
+        "struct": (200, "application/json", b'{"item":"lamp","count":1}'),
+        "response": (201, "application/json", b'{"x":1}'),
+        "empty": (304, None, b"") if got["empty"].headers.get("Content-Type") is None else (304, "application/octet-stream", b""),
+        "typed": (200, "text/html", b"<p>"),
+    }
+    assert got["response"].headers["X-Own"] == "yes"
+
+
+async def test_payload_wildcards_and_query_reach_the_handler(tmp_path: Path) -> None:
+    @on(http("POST /devices/{device}/orders"))
+    async def handler(order: Order, device: int, event: Event, verbose: bool = False, tags: list[str] = []) -> Any:  # noqa: B006
+        return [order.item, device, verbose, tags, event.subject]
+
+    async with serving(tmp_path, handler) as ask:
+        answer = await ask("POST /devices/7/orders?verbose=true&tags=a&tags=b", {"item": "lamp"})
+        assert answer.json == ["lamp", 7, True, ["a", "b"], "/devices/7/orders"]
+
+
+async def test_precedence(tmp_path: Path) -> None:
+    def route(name: str, key: str) -> Callable[..., Any]:
+        async def handler() -> str:
+            return name
+
+        handler.__name__ = name
+        return on(http(key))(handler)
+
+    handlers = [
+        route("rest", "ANY /{proxy+}"),
+        route("default", "$default"),
+        route("one", "GET /users/{id}"),
+        route("any", "ANY /users/me"),
+        route("exact", "GET /users/me"),
+        route("deeper", "GET /{a}/me/{b}"),
+        route("part", "GET /users/{id}.csv"),
+        route("below", "GET /users/{rest+}"),
+    ]
+    async with serving(tmp_path, *handlers) as ask:
+        asked = [
+            "GET /users/me", "DELETE /users/me", "GET /users/7", "GET /users/7.csv", "PUT /users/7", "GET /x/me/y",
+            "GET /users/7/more", "GET /", "GET /elsewhere",
+        ]  # fmt: skip
+        got = [(await ask(request)).body.decode() for request in asked]
+    assert got == ["exact", "any", "one", "part", "rest", "deeper", "below", "default", "rest"]
+
+
+@pytest.mark.parametrize(("path", "captured"), [("a%20b", "a b"), ("a%2Fb", "a/b"), ("a%252Fb", "a%2Fb"), ("%C3%A9", "é"), ("a+b", "a+b")])
+async def test_wildcards_are_decoded_once(tmp_path: Path, path: str, captured: str) -> None:
+    @on(http("GET /now/{name}"))
+    async def now(name: str) -> str:
+        return name
+
+    got = []
+
+    @on(http("PUT /later/{name}", mode="event"))
+    async def later(name: str) -> None:
+        got.append(name)
+
+    from yarl import URL
+
+    async with serving(tmp_path, now, later) as ask:
+        async with ask.session.get(URL(f"{url_of(ask.app)}/now/{path}", encoded=True)) as answer:
+            assert await answer.text() == captured
+        async with ask.session.put(URL(f"{url_of(ask.app)}/later/{path}", encoded=True)):
+            await until(lambda: got)
+    assert got == [captured]
+
+
+async def test_what_is_not_there(tmp_path: Path) -> None:
+    @on(http("POST /orders"), http("PUT /orders"))
+    async def handler() -> None: ...
+
+    async with serving(tmp_path, handler) as ask:
+        absent = await ask("GET /nothing")
+        wrong = await ask("GET /orders")
+    assert (absent.status, absent.headers["Content-Type"]) == (404, "application/problem+json")
+    assert absent.json == {
+        "type": "about:blank", "title": "Not Found", "status": 404, "detail": "no function answers GET /nothing",
+    }  # fmt: skip
+    assert (wrong.status, wrong.headers["Allow"]) == (405, "POST, PUT")
+    assert wrong.json["detail"] == "/orders answers POST, PUT"
+
+
+async def test_faults(tmp_path: Path) -> None:
+    busy, go = asyncio.Event(), asyncio.Event()
+
+    @on(http("POST /orders"))
+    async def orders(order: Order) -> None: ...
+
+    @on(http("GET /fails"))
+    async def fails() -> None:
+        raise LookupError("secret detail")
+
+    @on(http("GET /slow"), timeout=0.05)
+    async def slow() -> None:
+        await asyncio.sleep(30)
+
+    @on(http("GET /full"), concurrency=1)
+    async def full() -> None:
+        busy.set()
+        await go.wait()
+
+    @on(http("GET /unsayable"))
+    async def unsayable() -> Any:
+        return object()
+
+    async with serving(tmp_path, orders, fails, slow, full, unsayable, toml="body_limit = 1000") as ask:
+        assert (await ask("POST /orders", {"item": 3})).json["detail"] == "$.item: expected str, got int"
+        assert (await ask("POST /orders", b"{")).status == 400
+        assert (await ask("POST /orders", b"x" * 1001)).status == 413
+        failed = await ask("GET /fails")
+        assert failed.status == 500
+        assert b"secret" not in failed.body
+        assert (await ask("GET /slow")).status == 504
+        assert (await ask("GET /unsayable")).status == 500
+        first = asyncio.create_task(ask("GET /full"))
+        await busy.wait()
+        throttled = await ask("GET /full")
+        assert (throttled.status, throttled.headers["Retry-After"]) == (429, "1")
+        go.set()
+        assert (await first).status == 204
+
+
+async def test_event_mode_answers_once_it_is_on_disk_and_retries(tmp_path: Path) -> None:
+    got: list[Any] = []
+
+    @on(http("POST /orders/{shop}", mode="event"), retries=1, backoff="fixed(0)")
+    async def handler(order: Order, shop: str, event: Event) -> None:
+        got.append((order.item, shop, event.id))
+        if len(got) == 1:
+            raise RuntimeError("once")
+
+    async with serving(tmp_path, handler) as ask:
+        refused = await ask("POST /orders/north", {"item": None})
+        assert (refused.status, refused.json["detail"]) == (400, "$.item: expected str, got null")
+        answer = await ask("POST /orders/north", {"item": "lamp"})
+        assert answer.status == 202
+        await until(lambda: len(got) == 2)
+    assert got == [("lamp", "north", answer.json["id"])] * 2
+
+
+async def test_an_event_that_waited_in_the_journal_runs_after_a_restart(tmp_path: Path) -> None:
+    got: list[Any] = []
+
+    @on(http("ANY /in/{name}", mode="event"))
+    def handler(event, context):  # type: ignore[no-untyped-def]
+        got.append(event)
+
+    app = app_of(tmp_path, handler)
+    await app.start(sources=False)
+    source = app.sources["http"]
+    await source.start()
+    async with ClientSession() as session, session.post(f"{url_of(app)}/in/a%20b?x=1", json={"y": 2}) as answer:
+        assert answer.status == 202
+    await app.stop()
+    assert not got
+    async with app_of(tmp_path, handler):
+        await until(lambda: got)
+    assert (got[0]["pathParameters"], got[0]["rawQueryString"], got[0]["body"]) == ({"name": "a b"}, "x=1", '{"y": 2}')
+
+
+async def test_a_lambda_function_gets_payload_2(tmp_path: Path, cases: Path) -> None:
+    """Requests recorded on AWS give the recorded event, apart from what only AWS's front adds."""
+
+    @on(http("$default"))
+    def handler(event, context):  # type: ignore[no-untyped-def]
+        return {"statusCode": 200, "body": json.dumps(event)}
+
+    theirs = ("x-amz", "x-forwarded", "accept", "host", "user-agent", "content-length")
+    async with serving(tmp_path, handler) as ask:
+        for case in json.loads((cases / "http" / "function_url_v2_request_to_event.json").read_text()):
+            want, request = case["event"], case["request"]
+            headers = {**request["headers"], **{k: v for k, v in want["headers"].items() if k in ("content-type", "user-agent")}}
+            body = request.get("body")
+            got = (await ask(f"{request['method']} {request['url']}", body and body.encode(), headers)).json
+            assert got.keys() == want.keys(), case["id"]
+            assert got["requestContext"].keys() == want["requestContext"].keys() - {"authorizer"}
+            assert got["requestContext"]["http"].keys() == want["requestContext"]["http"].keys()
+            for event in (want, got):
+                event["headers"] = {k: v for k, v in event["headers"].items() if not k.startswith(theirs)}
+                event["http"] = {**event.pop("requestContext")["http"], "sourceIp": ""}
+            assert got == want, case["id"]
+
+
+async def test_payload_2s_lists_and_parameters(tmp_path: Path) -> None:
+    @on(http("GET /items/{id}"))
+    def handler(event, context):  # type: ignore[no-untyped-def]
+        return event
+
+    async with serving(tmp_path, handler) as ask:
+        got = (await ask("GET /items/7?a=1&a=2&b=", headers=[("X-A", "1"), ("X-A", "2"), ("Cookie", "c=1; d=2")])).json
+    assert got["routeKey"] == "GET /items/{id}"
+    assert got["pathParameters"] == {"id": "7"}
+    assert got["queryStringParameters"] == {"a": "1,2", "b": ""}
+    assert got["headers"]["x-a"] == "1,2"
+    assert got["cookies"] == ["c=1", "d=2"]
+    assert "body" not in got
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "kind", "body"),
+    [
+        ({"a": 1}, 200, "application/json", b'{"a":1}'),
+        ("hello", 200, "application/json", b"hello"),
+        (None, 200, "application/json", b"null"),
+        ({"statusCode": 201, "headers": {"Content-Type": "text/html", "X-N": 3}, "body": "<p>"}, 201, "text/html", b"<p>"),
+        ({"statusCode": "204"}, 204, None, b""),
+        ({"statusCode": 200, "body": base64.b64encode(b"\xff").decode(), "isBase64Encoded": True, "headers": {"content-type": "a/b"}},
+         200, "a/b", b"\xff"),
+        ({"statusCode": 200, "body": {"not": "text"}}, 500, "application/problem+json", None),
+        ({"statusCode": "many"}, 500, "application/problem+json", None),
+    ],
+)  # fmt: skip
+async def test_a_lambda_functions_answer(tmp_path: Path, result: Any, status: int, kind: str | None, body: bytes | None) -> None:
+    @on(http("GET /"))
+    def handler(event, context):  # type: ignore[no-untyped-def]
+        return result
+
+    async with serving(tmp_path, handler) as ask:
+        answer = await ask("GET /")
+    assert (answer.status, answer.headers.get("Content-Type") if answer.body else kind) == (status, kind)
+    assert body is None or answer.body == body
+
+
+async def test_a_lambda_function_sets_cookies(tmp_path: Path) -> None:
+    @on(http("GET /"))
+    def handler(event, context):  # type: ignore[no-untyped-def]
+        return {"statusCode": 200, "cookies": ["a=1; Path=/", "b=2"]}
+
+    async with serving(tmp_path, handler) as ask:
+        assert (await ask("GET /")).headers.getall("Set-Cookie") == ["a=1; Path=/", "b=2"]
+
+
+async def test_health(tmp_path: Path) -> None:
+    @on(local("x"))
+    async def handler(payload: Any) -> None: ...
+
+    async with serving(tmp_path, handler) as ask:
+        await until(lambda: ask.app.supervisor and ask.app.supervisor.ready.is_set())
+        assert (await ask("GET /healthz")).body == b"ok"
+        ready = await ask("GET /readyz")
+        assert (ready.status, ready.json) == (200, {"ready": True, "journal": "accepting", "sources": {"local": "live", "http": "live"}})
+        ask.app.sources["local"].router.lost("the cable is out")
+        assert (await ask("GET /readyz")).json["sources"]["local"] == "the cable is out"
+        ask.app.sources["local"].router.was_live = False
+        assert (await ask("GET /readyz")).status == 503
+
+
+async def test_a_request_under_way_is_answered_when_the_router_stops(tmp_path: Path) -> None:
+    running, go = asyncio.Event(), asyncio.Event()
+
+    @on(http("GET /"))
+    async def handler() -> str:
+        running.set()
+        await go.wait()
+        return "done"
+
+    app = app_of(tmp_path, handler)
+    await app.start()
+    async with ClientSession() as session:
+        asked = asyncio.create_task(Client(session, app)("GET /"))
+        await running.wait()
+        stopping = asyncio.create_task(app.stop())
+        asyncio.get_running_loop().call_later(0.05, go.set)
+        assert (await asked).body == b"done"
+        await stopping
+
+
+async def test_curl(tmp_path: Path) -> None:
+    @on(http("POST /orders"))
+    async def handler(order: Order) -> Order:
+        return order
+
+    async with serving(tmp_path, handler) as ask:
+        curl = await asyncio.create_subprocess_exec(
+            "curl", "-si", "-X", "POST", f"{url_of(ask.app)}/orders", "-d", '{"item": "lamp"}', stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await curl.communicate()
+    head, _, body = out.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert body == b'{"item":"lamp","count":1}'
+
+
+async def test_send(tmp_path: Path) -> None:
+    @on(http("POST /orders"))
+    async def handler(order: Order, event: Event) -> Any:
+        return [order.item, event.attributes["headers"]["x-own"]]
+
+    async with serving(tmp_path, handler) as ask:
+        answer = await Operations(ask.app).send("http", ["POST /orders", '{"item": "lamp"}'], {"header": ["X-Own: yes"]}, str(tmp_path))
+    assert (answer["status"], answer["body"]) == (200, '["lamp","yes"]')
+
+
+async def test_open_routes_on_a_public_address_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    @on(http("POST /orders"))
+    async def handler() -> None: ...
+
+    async with serving(tmp_path, handler, toml='host = "0.0.0.0"'):
+        pass
+    assert any("can call http POST /orders" in record.message for record in caplog.records)
+
+
+async def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    @on(http("GET /"))
+    async def handler() -> None: ...
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(EventRouterError, match=f"http: can't listen on 127.0.0.1:{port}: .*; choose another with --port"):
+            async with app_of(tmp_path, handler, toml=f"[http]\nport = {port}"):
+                pass
+
+
+@pytest.mark.parametrize("routes", [("GET /a/{x}", "GET /a/{y}"), ("ANY /a", "ANY /a"), ("$default", "$default")])
+def test_two_functions_on_one_route(tmp_path: Path, routes: tuple[str, str]) -> None:
+    @on(http(routes[0]))
+    def one(event, context): ...  # type: ignore[no-untyped-def]
+
+    @on(http(routes[1]))
+    def two(event, context): ...  # type: ignore[no-untyped-def]
+
+    with pytest.raises(ConfigError, match="functions 'one' and 'two' both answer"):
+        app_of(tmp_path, one, two)
+
+
+@pytest.mark.parametrize(
+    ("route", "fault"),
+    [
+        ("/orders", 'write "METHOD /path"'),
+        ("get /orders", 'write "METHOD /path"'),
+        ("GET orders", "must start with '/'"),
+        ("GET /a b", "no space"),
+        ("GET /a?b=1", "no space, '?' or '#'"),
+        ("GET /{a+}/b", "nothing can follow it"),
+        ("GET /healthz", "answered by the router itself"),
+    ],
+)
+def test_what_is_no_route(route: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        http(route)
+    assert fault in str(caught.value)
+
+
+def test_what_is_no_mode() -> None:
+    with pytest.raises(ConfigError, match='write "request"'):
+        http("GET /", mode="later")  # type: ignore[arg-type]
+
+
+async def test_the_journal_being_away_is_503(tmp_path: Path) -> None:
+    @on(http("POST /", mode="event"))
+    async def handler() -> None: ...
+
+    async with serving(tmp_path, handler) as ask:
+        await ask.app.journal.close()
+        answer = await ask("POST /", {})
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+
+
+async def test_put_still_works_beside_it(tmp_path: Path) -> None:
+    """An app with HTTP takes other sources' events too."""
+    got = []
+
+    @on(local("a"), http("GET /a"))
+    async def handler(payload: Any = None) -> None:
+        got.append(payload)
+
+    async with serving(tmp_path, handler) as ask:
+        await put(ask.app, "a", 1)
+        await until(lambda: got)
+        assert (await ask("GET /a")).status == 204
