@@ -1,0 +1,246 @@
+"""Watches buckets' folders with watchdog. Its events are hints only: what a file is now decides what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+
+from eventrouter import Event, Router, Source
+from eventrouter.errors import ConfigError, EventRouterError, JournalError
+from eventrouter_s3 import S3Config, S3Object, S3Trigger, check_bucket, files
+from eventrouter_s3.files import Change, Folder, Manifest
+
+# The narrowest that tells all: what readers do, and every single write, would fill the kernel's queue.
+_LISTEN: list[type[FileSystemEvent]] = [
+    FileClosedEvent, FileCreatedEvent, FileDeletedEvent, FileMovedEvent, DirCreatedEvent, DirDeletedEvent, DirMovedEvent,
+]  # fmt: skip
+_AT_ONCE = 500  # objects examined and delivered together
+_SOON = 0.03  # seconds until a file that is being written is looked at again, at first
+_LATER = 0.5  # ... and then
+_RESCAN = 30.0  # seconds between looks at everything: a full kernel queue or a network file system tells nothing
+_RESCAN_SHARE = 100  # a rescan takes at most this part of the time
+
+
+class Hints(FileSystemEventHandler):
+    """Collects, in watchdog's thread, which keys and subfolders to look at."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = f"{folder}/"
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self.any = asyncio.Event()
+        self._keys: set[str] = set()
+        self._closed: set[str] = set()
+        self._below: set[str] = set()
+
+    def dispatch(self, event: FileSystemEvent) -> None:
+        with self._lock:
+            self._add(event.src_path, event)
+            if event.event_type == "moved":
+                self._add(event.dest_path, event)
+        self._loop.call_soon_threadsafe(self.any.set)
+
+    def _add(self, path: bytes | str, event: FileSystemEvent) -> None:
+        name = path if isinstance(path, str) else path.decode(errors="surrogateescape")
+        key = name.removeprefix(self._root)
+        if any(part.startswith(".") for part in key.split("/")) or key == name:
+            return
+        if event.is_directory:
+            self._below.add(f"{key}/")
+        else:
+            self._keys.add(key)
+            if isinstance(event, FileClosedEvent | FileMovedEvent):
+                self._closed.add(key)
+
+    def take(self) -> tuple[set[str], set[str], set[str]]:
+        """Keys, those of them just closed, subfolders; and forget them."""
+        with self._lock:
+            self.any.clear()
+            taken = self._keys, self._closed, self._below
+            self._keys, self._closed, self._below = set(), set(), set()
+        return taken
+
+
+class S3Source(Source[S3Config]):
+    name = "s3"
+
+    def __init__(self, config: S3Config, router: Router) -> None:
+        super().__init__(config, router)
+        self._triggers = [(binding, binding.trigger) for binding in router.bindings if isinstance(binding.trigger, S3Trigger)]
+        self._watched = {trigger.bucket: self._where(trigger.bucket) for _, trigger in self._triggers}
+        self._starting: set[str] = set()
+
+    def lines(self) -> list[str]:
+        return [f"s3 bucket {name} in {folder}" for name, folder in self._watched.items()]
+
+    def folder(self, bucket: str) -> Path:
+        """A bucket's folder, made if missing."""
+        folder = self._where(bucket)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _where(self, bucket: str) -> Path:
+        return self.config.folder(bucket, self.router.base).resolve()
+
+    async def send(self, bucket: str, key: str, file: Path) -> dict[str, Any]:
+        """Copy FILE into the bucket under KEY."""
+        check_bucket(bucket)
+        try:
+            size = await asyncio.to_thread(files.write, self.folder(bucket), key, file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"send s3: {error}") from None
+        return {"bucket": bucket, "key": key, "size": size}
+
+    async def start(self) -> None:
+        for name, folder in self._watched.items():
+            manifest = self._manifest_file(name, folder)
+            if not folder.is_dir() and manifest.exists() and manifest.stat().st_size:
+                # A disk that is not mounted looks like this; everything in it would be reported as removed.
+                raise EventRouterError(
+                    f"s3: bucket {name} had objects, but its folder {folder} is gone; bring it back, or delete {manifest}"
+                )
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise EventRouterError(
+                    f"s3: bucket {name}: {folder}: {error.strerror}; choose its folder with [s3.buckets] {name}"
+                ) from None
+
+    async def run(self) -> None:
+        if not self._watched:
+            self.router.live()
+            await asyncio.get_running_loop().create_future()
+        observer = Observer()
+        observer.start()
+        self._starting = set(self._watched)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, path in self._watched.items():
+                    group.create_task(self._watch(name, path, observer))
+        except* Exception as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            observer.stop()
+            await asyncio.to_thread(observer.join)
+
+    async def _watch(self, name: str, path: Path, observer: Any) -> None:
+        hints = Hints(path)
+        try:
+            # Before the first look, so that nothing falls in between.
+            await asyncio.to_thread(observer.schedule, hints, str(path), recursive=True, event_filter=_LISTEN)
+        except OSError as error:
+            raise EventRouterError(f"bucket {name}: can't watch {path}: {error.strerror}; see fs.inotify in `sysctl`") from None
+        manifest = await asyncio.to_thread(Manifest, self._manifest_file(name, path))
+        try:
+            folder = await asyncio.to_thread(Folder, path, manifest)
+            await self._keep_up(name, folder, hints)
+        finally:
+            manifest.close()
+
+    async def _keep_up(self, name: str, folder: Folder, hints: Hints) -> None:
+        clock = self.router.clock
+        todo: set[str] = set()
+        again: dict[str, float] = {}  # keys that are being written, and since when
+        rescan_at = clock.monotonic()
+        while True:
+            keys, closed, below = hints.take()
+            todo |= keys
+            for prefix in below:
+                todo.update(await asyncio.to_thread(folder.differences, prefix))
+            if clock.monotonic() >= rescan_at:
+                began = clock.monotonic()
+                if not folder.path.is_dir():
+                    raise EventRouterError(f"bucket {name}: its folder {folder.path} is gone; bring it back")
+                todo.update(await asyncio.to_thread(folder.differences))
+                rescan_at = clock.monotonic() + max(_RESCAN, _RESCAN_SHARE * (clock.monotonic() - began))
+            written = await self._settle(name, folder, todo | again.keys(), closed)
+            todo = set()
+            now = clock.monotonic()
+            again = {key: again.get(key, now) for key in written}
+            soon = any(now - since < _LATER for since in again.values())
+            if name in self._starting and not (folder.manifest.is_new and soon):
+                if folder.manifest.is_new:
+                    folder.manifest.complete()
+                self._starting.discard(name)
+                if not self._starting:
+                    self.router.live()
+            pause = rescan_at - now
+            if again:
+                pause = _SOON if soon else _LATER
+            await self._hint_or(hints, pause)
+
+    async def _hint_or(self, hints: Hints, seconds: float) -> None:
+        timer = self.router.clock.call_later(seconds, hints.any.set)
+        try:
+            await hints.any.wait()
+        finally:
+            timer.cancel()
+
+    async def _settle(self, name: str, folder: Folder, keys: Iterable[str], closed: set[str]) -> list[str]:
+        """Report what has happened to these keys; returns those that are being written."""
+        written: list[str] = []
+        todo = sorted(keys)
+        for start in range(0, len(todo), _AT_ONCE):
+            changes, again = await asyncio.to_thread(folder.examine, todo[start : start + _AT_ONCE], closed, self.router.clock.time())
+            written += again
+            if changes:
+                await self._deliver(name, changes, folder.manifest.is_new)
+                await asyncio.to_thread(folder.manifest.report, changes)
+        for key in folder.unnamable:
+            self.router.log.warning("bucket %s: %r is no object: its name is not UTF-8; rename it", name, key, extra={"action": "s3.name"})
+        folder.unnamable.clear()
+        return written
+
+    async def _deliver(self, bucket: str, changes: list[Change], baseline: bool) -> None:
+        events = [_event(bucket, change) for change in changes]
+        while True:
+            try:
+                if baseline:
+                    receipts = [
+                        self.router.deliver_to(binding, event)
+                        for binding, trigger in self._triggers
+                        if trigger.initial
+                        for event in events
+                        if trigger.matches(event) is not None
+                    ]
+                    await asyncio.gather(*receipts)
+                else:
+                    await self.router.deliver(events)
+            except JournalError as error:
+                self.router.lost(f"bucket {bucket}: {error}")
+                await self.router.clock.sleep(1)
+            else:
+                if self.router.was_live:
+                    self.router.live()
+                return
+
+    def _manifest_file(self, name: str, folder: Path) -> Path:
+        place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]  # another folder is another bucket
+        return self.router.folder / f"{name}-{place}.jsonl"
+
+
+def _event(bucket: str, change: Change) -> Event:
+    happened = "ObjectCreated:Put" if change.seen else "ObjectRemoved:Delete"
+    it = S3Object(bucket=bucket, key=change.key, event=happened, sequencer=change.sequencer)
+    if change.seen:
+        it.size, it.etag = change.seen.size, change.etag
+    subject = f"{bucket}/{change.key}"
+    return Event("s3", f"s3.{happened}", subject, msgspec.json.encode(it), id=f"{subject}#{change.sequencer}", time=change.at)
