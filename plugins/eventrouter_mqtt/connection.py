@@ -1,0 +1,413 @@
+"""One MQTT session on the event loop: paho's client, read in big pieces, acknowledged after the commit and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from eventrouter import Event, EventRouterError, Router
+from eventrouter.errors import JournalError
+from eventrouter_mqtt import Address, MqttConfig, topics
+
+_READ = 256 * 1024  # bytes at once
+_UNACKNOWLEDGED = 8192  # messages handed to the journal; more are left unread (mosquitto sends past Receive Maximum)
+_PATIENCE = 10.0  # seconds for a broker to answer
+_PAUSES = (0.1, 1.0, 2.0, 5.0, 10.0, 30.0)
+_TOPICS_CACHED = 4096
+_PUBACK = 0x40
+
+
+class ConnectionEnded(EventRouterError):
+    """Why a connection is not, or no longer, there."""
+
+
+class BufferedClient(Client):
+    """paho asks the socket for every single byte of a header; this reads what is there and hands that out."""
+
+    _unread = b""
+    _at = 0
+
+    @property
+    def unread(self) -> bool:
+        """Whether more can be read though the socket has nothing to tell."""
+        return self._at < len(self._unread) or (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0)
+
+    def forget_unread(self) -> None:
+        self._unread, self._at = b"", 0
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if self._at >= len(self._unread):
+            self.forget_unread()
+            self._unread = super()._sock_recv(_READ)
+        piece = self._unread[self._at : self._at + bufsize]
+        self._at += len(piece)
+        return piece
+
+    def acknowledge(self, mids: list[int]) -> None:
+        """PUBACK all of them in one piece; `ack` would make it a system call each."""
+        packets = b"".join([b"\x40\x02" + mid.to_bytes(2) for mid in mids])
+        self._packet_queue(_PUBACK, packets, 0, 0)
+
+
+class Batch:
+    """Messages that were read together. receipt: of the journal. session: which connection they came by."""
+
+    __slots__ = ("mids", "receipt", "session", "unsafe")
+
+    def __init__(self, receipt: asyncio.Future[int], mids: list[int], unsafe: int, session: int) -> None:
+        self.receipt = receipt
+        self.mids = mids
+        self.unsafe = unsafe  # of QoS 0
+        self.session = session
+
+
+class Connection:
+    """A session with a broker. share: its group, if it is for shared subscriptions.
+
+    subscriptions: QoS by filter. changed: called when `state` has: "live", or why not.
+    """
+
+    def __init__(
+        self, router: Router, address: Address, config: MqttConfig, client_id: str, subscriptions: Mapping[str, int], share: str,
+        changed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.state = "starting"
+        self._router = router
+        self._address = address
+        self._config = config
+        self._share = share
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._filters = {f"$share/{share}/{filter}" if share else filter: qos for filter, qos in subscriptions.items()}
+        self._v5 = config.version == "5"
+        self._identified = self._v5 and not share and _overlap(list(subscriptions))
+        self._owners: dict[str, int] = {}
+        # One mapping for all messages of a kind, instead of one each.
+        self._attributes = {
+            (qos, retain): {"qos": qos, "retain": retain, **({"share": share} if share else {})}
+            for qos in (0, 1, 2) for retain in (False, True)
+        }  # fmt: skip
+        self._session = 0
+        self._stopping = False
+        self._reading = False
+        self._messages: list[MQTTMessage] = []
+        self._pending: deque[Batch] = deque()
+        self._unacknowledged = 0
+        self._published: dict[int, asyncio.Future[None]] = {}
+        self._subscribed: dict[int, asyncio.Future[list[ReasonCode]]] = {}
+        self._connected: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._beat: asyncio.TimerHandle | None = None
+        self._client = self._make_client(client_id)
+
+    # Life
+
+    async def run(self) -> None:
+        """Connect, and again whenever the connection is lost, until cancelled; the connection then stays open."""
+        failures = 0
+        while True:
+            try:
+                await self._connect()
+                failures = 0
+                self._tell("live")
+                why = await asyncio.shield(self._ended)
+            except ConnectionEnded as error:
+                why = str(error)
+            pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
+            failures += 1
+            self._drop()
+            self._tell(f"{self._address}: {why}; trying again")
+            await self._router.clock.sleep(pause)
+
+    async def stop(self) -> None:
+        """Take no more messages (the broker keeps those of QoS 1), acknowledge what is accepted."""
+        self._stopping = True
+        while self._pending:
+            await asyncio.wait([self._pending[-1].receipt])
+            await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        """Disconnect; the session stays with the broker."""
+        if self._client.socket() is not None:
+            self._client.disconnect()
+            await asyncio.wait([self._ended], timeout=1)
+        self._drop()
+        for future in self._published.values():
+            if not future.done():
+                future.set_exception(ConnectionEnded("the router has stopped before the broker acknowledged"))
+
+    async def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
+        info = self._client.publish(topic, payload, qos, retain)
+        if qos == 0:
+            if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                raise ConnectionEnded(f"{self._address}: not connected, and a message of QoS 0 does not wait; publish it with qos=1")
+            return
+        acknowledged = self._published[info.mid] = self._loop.create_future()
+        try:
+            await acknowledged
+        finally:
+            self._published.pop(info.mid, None)
+
+    def _tell(self, state: str) -> None:
+        self.state = state
+        self._changed()
+
+    # Connecting
+
+    def _make_client(self, client_id: str) -> BufferedClient:
+        version = MQTTProtocolVersion.MQTTv5 if self._v5 else MQTTProtocolVersion.MQTTv311
+        client = BufferedClient(
+            CallbackAPIVersion.VERSION2, client_id, clean_session=None if self._v5 else False, protocol=version,
+            reconnect_on_failure=False, manual_ack=True,
+        )  # fmt: skip
+        address, config, base = self._address, self._config, self._router.base
+        if address.username is not None:
+            client.username_pw_set(address.username, address.password)
+        if address.tls:
+            try:
+                ca, cert, key = (str(base / name) if name else None for name in (config.ca_file, config.cert_file, config.key_file))
+                client.tls_set(ca, cert, key)
+            except (OSError, ValueError) as error:
+                files = ", ".join(name for name in (config.ca_file, config.cert_file, config.key_file) if name)
+                raise EventRouterError(f"[mqtt] {files}: {error}; check that they are PEM files") from None
+        client.max_inflight_messages_set(1000)
+        client.connect_timeout = _PATIENCE
+        # These come in the connecting thread, too.
+        client.on_socket_open = lambda client, data, sock: self._on_loop(self._opened, sock)
+        client.on_socket_close = lambda client, data, sock: self._on_loop(self._closed, sock)
+        client.on_socket_register_write = lambda client, data, sock: self._on_loop(self._write_later, sock)
+        client.on_socket_unregister_write = lambda client, data, sock: self._on_loop(self._written, sock)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        return client
+
+    async def _connect(self) -> None:
+        self._session += 1
+        self._client.forget_unread()
+        self._connected, self._ended = self._loop.create_future(), self._loop.create_future()
+        only_v5: dict[str, Any] = {}
+        if self._v5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = self._config.session_expiry
+            properties.ReceiveMaximum = 65_535
+            only_v5 = {"clean_start": False, "properties": properties}
+        connect = partial(self._client.connect, self._address.host, self._address.port, self._config.keepalive, **only_v5)
+        connecting = self._loop.run_in_executor(None, connect)
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(lambda _: self._drop())
+            raise
+        except (OSError, ValueError) as error:
+            raise ConnectionEnded(str(getattr(error, "strerror", None) or error)) from None
+        await self._answer(self._connected, "did not answer CONNECT")
+        self._keep_alive()
+        await self._subscribe()
+
+    async def _answer(self, future: asyncio.Future[Any], fault: str) -> None:
+        """Wait for the broker. Raises ConnectionEnded when it does not answer or goes."""
+        await asyncio.wait([future, self._ended], timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            future.result()
+        elif self._ended.done():
+            raise ConnectionEnded(self._ended.result())
+        else:
+            raise ConnectionEnded(f"the broker {fault} within {_PATIENCE:g} s")
+
+    async def _subscribe(self) -> None:
+        state = f"subscriptions{self._share}"
+        before: list[str] = msgspec.json.decode(await self._router.get(state) or b"[]")
+        gone = [filter for filter in before if filter not in self._filters]
+        if gone:  # the session remembers what functions of yesterday wanted
+            self._client.unsubscribe(gone)
+        waiting = []
+        for number, (filter, qos) in enumerate(self._filters.items(), 1):
+            if self._v5:
+                properties = None
+                if self._identified:
+                    properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
+                    properties.SubscriptionIdentifier = number
+                handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if self._share else SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
+                _, mid = self._client.subscribe(filter, options=SubscribeOptions(qos, retainHandling=handling), properties=properties)
+            else:
+                _, mid = self._client.subscribe(filter, qos)
+            if mid is None:
+                raise ConnectionEnded("the connection was lost")
+            self._subscribed[mid] = self._loop.create_future()
+            waiting.append((filter, self._subscribed[mid]))
+        for filter, future in waiting:
+            await self._answer(future, f"did not acknowledge the subscription to {filter!r}")
+            if future.result()[0].is_failure:
+                raise ConnectionEnded(f"the broker refuses the subscription to {filter!r}: {future.result()[0]}")
+        if sorted(before) != sorted(self._filters):
+            await self._router.put(state, msgspec.json.encode(sorted(self._filters)))
+
+    def _drop(self) -> None:
+        """Let go of the socket, without a word."""
+        if self._beat is not None:
+            self._beat.cancel()
+        self._subscribed.clear()
+        if self._client.socket() is not None:
+            self._client._sock_close()
+
+    def _keep_alive(self) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+        self._client.loop_misc()
+        self._beat = self._loop.call_later(1, self._keep_alive)
+
+    # The socket
+
+    def _on_loop(self, callback: Callable[[Any], None], sock: Any) -> None:
+        if threading.get_ident() == self._thread:
+            callback(sock)
+        else:
+            self._loop.call_soon_threadsafe(callback, sock)
+
+    def _opened(self, sock: Any) -> None:
+        if sock.fileno() == -1:
+            return
+        self._reading = True
+        self._loop.add_reader(sock, self._read)
+
+    def _closed(self, sock: Any) -> None:
+        self._reading = False
+        if sock.fileno() != -1:
+            self._loop.remove_reader(sock)
+            self._loop.remove_writer(sock)
+
+    def _written(self, sock: Any) -> None:
+        if sock.fileno() != -1:
+            self._loop.remove_writer(sock)
+
+    def _write_later(self, sock: Any) -> None:
+        if sock.fileno() != -1:
+            self._loop.add_writer(sock, self._client.loop_write)
+
+    def _read(self) -> None:
+        client = self._client
+        while client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS and client.unread:
+            pass
+        if self._messages:
+            self._deliver()
+
+    # What the broker says
+
+    def _on_connect(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if self._connected.done():
+            return
+        if reason.is_failure:
+            hint = '; for a broker of MQTT 3.1.1 set [mqtt] version = "3.1.1"' if "protocol version" in str(reason).lower() else ""
+            self._connected.set_exception(ConnectionEnded(f"the broker refuses the connection: {reason}{hint}"))
+        else:
+            self._connected.set_result(None)
+
+    def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if not self._ended.done():
+            self._ended.set_result(f"disconnected: {reason}" if reason.is_failure else "the connection was closed")
+
+    def _on_subscribe(self, client: Any, data: Any, mid: int, reasons: list[ReasonCode], properties: Any) -> None:
+        future = self._subscribed.pop(mid, None)
+        if future is not None and not future.done():
+            future.set_result(reasons)
+
+    def _on_publish(self, client: Any, data: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
+        future = self._published.get(mid)
+        if future is None or future.done():
+            return
+        if reason.is_failure:
+            future.set_exception(ConnectionEnded(f"{self._address}: the broker refuses the message: {reason}"))
+        else:
+            future.set_result(None)
+
+    def _on_message(self, client: Any, data: Any, message: MQTTMessage) -> None:
+        if not self._stopping:
+            self._messages.append(message)
+
+    def _deliver(self) -> None:
+        messages, self._messages = self._messages, []
+        events: list[Event] = []
+        mids: list[int] = []
+        unsafe = 0
+        now = self._router.clock.time()
+        for message in messages:
+            if message.qos:
+                mids.append(message.mid)
+            else:
+                unsafe += 1
+            topic = message.topic
+            if not self._identified or self._is_first_copy(topic, message):
+                attributes = self._attributes[message.qos, message.retain]
+                events.append(Event("mqtt", "mqtt.message", topic, bytes(message.payload), time=now, attributes=attributes))
+        batch = Batch(self._router.deliver(events), mids, unsafe, self._session)
+        self._pending.append(batch)
+        self._unacknowledged += len(messages)
+        batch.receipt.add_done_callback(self._settled)
+        sock: Any = self._client.socket()
+        if self._unacknowledged >= _UNACKNOWLEDGED and self._reading and sock is not None:
+            self._reading = False
+            self._loop.remove_reader(sock)
+
+    def _is_first_copy(self, topic: str, message: MQTTMessage) -> bool:
+        """A broker of MQTT 5 may send a message once for each subscription that matches; one of them counts."""
+        owner = self._owners.get(topic)
+        if owner is None:
+            levels = topic.split("/")
+            wanting = [
+                (qos, -number) for number, (filter, qos) in enumerate(self._filters.items(), 1)
+                if topics.levels_match(filter.split("/"), levels)
+            ]  # fmt: skip
+            owner = -max(wanting)[1] if wanting else 0
+            if len(self._owners) >= _TOPICS_CACHED:
+                self._owners.clear()  # bounded: topics come from outside
+            self._owners[topic] = owner
+        identifiers = getattr(message.properties, "SubscriptionIdentifier", None)
+        return not identifiers or owner in identifiers or owner == 0
+
+    def _settled(self, _: asyncio.Future[int]) -> None:
+        # In order of receipt, as the standard wants it, whatever order the commits ended in.
+        while self._pending and self._pending[0].receipt.done():
+            batch = self._pending.popleft()
+            self._unacknowledged -= len(batch.mids) + batch.unsafe
+            error = batch.receipt.exception()
+            if error is not None:
+                self._refused(error, batch)
+            elif batch.mids and batch.session == self._session and self._client.is_connected():
+                self._client.acknowledge(batch.mids)
+        sock = self._client.socket()
+        if not self._reading and self._unacknowledged <= _UNACKNOWLEDGED // 2 and sock is not None:
+            self._opened(sock)
+            self._loop.call_soon(self._read)
+
+    def _refused(self, error: BaseException, batch: Batch) -> None:
+        if not isinstance(error, JournalError):
+            self._router.log.error("messages not accepted", exc_info=error, extra={"action": "mqtt.refused"})
+        if batch.unsafe:
+            self._router.log.error(
+                "%d messages of QoS 0 are lost: %s", batch.unsafe, error, extra={"action": "mqtt.lost", "count": batch.unsafe}
+            )
+        if batch.mids and batch.session == self._session and not self._ended.done():
+            # A broker sends what was not acknowledged again only on a new connection.
+            self._ended.set_result(f"{len(batch.mids)} messages wait at the broker: {error}")
+
+
+def _overlap(filters: list[str]) -> bool:
+    levels = [filter.split("/") for filter in filters]
+    return any(topics.may_overlap(one, other) for place, one in enumerate(levels) for other in levels[:place])
