@@ -1,0 +1,68 @@
+"""The clock as a source: cron, rates and single moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from eventrouter import Event, Plugin, Trigger, hookimpl
+from eventrouter.errors import ConfigError
+from eventrouter_cron import schedule
+
+__all__ = ["CronTrigger", "at", "cron", "rate"]
+
+CatchUp = Literal["last", "all", "none"]
+
+
+class CronTrigger(Trigger):
+    """`cron(...)`, `rate(...)` and `at(...)` make it."""
+
+    source = "cron"
+
+    def __init__(self, expression: str, timezone: str, catch_up: CatchUp) -> None:
+        if catch_up not in ("last", "all", "none"):
+            raise ConfigError(f'cron({expression!r}): catch_up={catch_up!r}; it is "last", "all" or "none"')
+        try:
+            self.schedule = schedule.parse(expression, timezone)
+        except ValueError as error:
+            raise ConfigError(f"cron: {error}") from None
+        if self.schedule.next(datetime(1970, 1, 1, tzinfo=UTC)) is None:
+            raise ConfigError(f"cron: {expression!r} never fires: there is no such day")
+        self.expression, self.timezone, self.catch_up = expression, timezone, catch_up
+
+    def matches(self, event: Event) -> Mapping[str, str] | None:
+        return {} if event.subject == str(self) else None
+
+    def aws_event(self, events: Sequence[Event]) -> Any:
+        return events[0].json()
+
+    def __str__(self) -> str:
+        zone = "" if self.timezone == "UTC" else f" {self.timezone}"
+        return f"{'' if '(' in self.expression else 'cron '}{self.expression}{zone}"
+
+
+def cron(expression: str, *, timezone: str = "UTC", catch_up: CatchUp = "last") -> CronTrigger:
+    """Start the function by the clock: `cron("0 7 * * MON-FRI", timezone="Europe/Berlin")`.
+
+    expression: Unix's five fields, or AWS's six (`"0 7 ? * MON-FRI *"`), whose rules over daylight saving time are AWS's.
+    catch_up: of the ticks missed while the router was down, run the `"last"`, `"all"` (at most 1000) or `"none"`.
+
+    Each tick runs once. The payload is AWS's scheduled event; a handler need not take it.
+    """
+    return CronTrigger(expression, timezone, catch_up)
+
+
+def rate(interval: str, *, catch_up: CatchUp = "last") -> CronTrigger:
+    """Start the function every so often: `rate("5 minutes")`; counted from 1970, so a restart does not shift it."""
+    return CronTrigger(f"rate({interval})", "UTC", catch_up)
+
+
+def at(moment: str, *, timezone: str = "UTC", catch_up: CatchUp = "last") -> CronTrigger:
+    """Start the function once, at a local time: `at("2026-12-01T08:00:00", timezone="Europe/Berlin")`."""
+    return CronTrigger(f"at({moment})", timezone, catch_up)
+
+
+@hookimpl
+def eventrouter_plugin() -> Plugin:
+    return Plugin(name="cron", source="eventrouter_cron.source:CronSource", triggers={"cron": cron, "rate": rate, "at": at})
