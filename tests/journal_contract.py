@@ -1,0 +1,422 @@
+"""What every journal must do. A test module of an implementation subclasses `JournalContract`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from eventrouter import Event
+from eventrouter.clock import ManualClock
+from eventrouter.errors import JournalError
+from eventrouter.journal.protocol import Claim, Entry, Journal, Letter, LetterQuery
+from eventrouter.model import Dead, Done, Release, RetryAt
+
+DONE = Done()
+DEAD = Dead("RetriesExhausted", "ValueError", "no such device", 3)
+
+
+def event(n: int = 0, id: str | None = None, source: str = "test") -> Event:
+    return Event(source, "test.event", f"subject/{n}", b"%d" % n, id=id, time=1.0, attributes={"n": n})
+
+
+def entries(function: str, *numbers: int) -> list[Entry]:
+    return [Entry(function, event(n), hint=n) for n in numbers]
+
+
+def numbers(claims: Sequence[Claim | Letter]) -> list[int]:
+    return [int(claim.event.data) for claim in claims]
+
+
+class JournalContract:
+    """make(clock, dedupe=, history=): a journal, not open; one made later for the same test finds what the former wrote.
+
+    lasting: whether that is so.
+    """
+
+    lasting = True
+
+    @pytest.fixture
+    def clock(self) -> ManualClock:
+        return ManualClock()
+
+    @pytest.fixture
+    def make(self, clock: ManualClock) -> Callable[..., Journal]:
+        raise NotImplementedError
+
+    @pytest_asyncio.fixture
+    async def journal(self, make: Callable[..., Journal]) -> AsyncIterator[Journal]:
+        journal = make()
+        await journal.open()
+        yield journal
+        await journal.close()
+
+    async def claims(self, journal: Journal, count: int) -> list[Claim]:
+        """So many, as they come."""
+        found: list[Claim] = []
+        async with asyncio.timeout(10):
+            while len(found) < count:
+                found += await journal.claims()
+        assert len(found) == count
+        return found
+
+    async def nothing_comes(self, journal: Journal) -> None:
+        waiting = asyncio.ensure_future(journal.claims())
+        for _ in range(3):
+            await journal.flush()
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    # Accepting and handing out
+
+    async def test_what_is_accepted_is_handed_out_against_credit(self, journal: Journal, clock: ManualClock) -> None:
+        assert await journal.accept(entries("f", 1, 2, 3)) == [True] * 3
+        await self.nothing_comes(journal)
+        journal.want("f", 2)
+        first = await self.claims(journal, 2)
+        assert numbers(first) == [1, 2]
+        assert (first[0].function, first[0].attempts, first[0].accepted) == ("f", 0, clock.time())
+        assert first[0].event.attributes == {"n": 1}
+        await self.nothing_comes(journal)
+        journal.want("f", 1)
+        assert numbers(await self.claims(journal, 1)) == [3]
+
+    async def test_ids_are_unlike_and_of_uuid_shape(self, journal: Journal) -> None:
+        journal.want("f", 10)
+        await journal.accept(entries("f", *range(10)))
+        ids = {claim.id for claim in await self.claims(journal, 10)}
+        assert len(ids) == 10
+        assert {tuple(map(len, id.split("-"))) for id in ids} == {(8, 4, 4, 4, 12)}
+
+    async def test_hints_come_back_while_they_are_in_memory(self, journal: Journal) -> None:
+        journal.want("f", 1)
+        await journal.flush()
+        await journal.accept(entries("f", 7))
+        (claim,) = await self.claims(journal, 1)
+        assert claim.hint in (7, None)
+
+    async def test_a_backlog_comes_in_order_and_whole(self, journal: Journal) -> None:
+        await journal.accept(entries("f", *range(3000)))
+        journal.want("f", 100)
+        got: list[int] = []
+        more = 3000
+        while len(got) < 3000:
+            if more < 3500:  # new ones don't overtake
+                await journal.accept(entries("f", *range(more, more + 100)))
+                more += 100
+            for claim in await journal.claims():
+                got.append(int(claim.event.data))
+                journal.settle(claim, DONE)
+                journal.want("f", 1)
+        assert got == list(range(len(got)))
+
+    async def test_one_functions_backlog_does_not_starve_another(self, journal: Journal) -> None:
+        await journal.accept(entries("busy", *range(2000)))
+        journal.want("busy", 10)
+        await self.claims(journal, 10)
+        journal.want("quick", 5)
+        await journal.accept(entries("quick", 1))
+        assert [claim.function for claim in await self.claims(journal, 1)] == ["quick"]
+
+    # Repeats
+
+    async def test_a_repeat_of_source_id_and_function_is_told(self, journal: Journal) -> None:
+        assert await journal.accept([Entry("f", event(1, "a")), Entry("g", event(1, "a")), Entry("f", event(2, "a"))]) == [
+            True,
+            True,
+            False,
+        ]
+        assert await journal.accept([Entry("f", event(3, "a", "other")), Entry("f", event(4, "a")), Entry("f", event(5, "b"))]) == [
+            True, False, True,
+        ]  # fmt: skip
+        journal.want("f", 10)
+        assert numbers(await self.claims(journal, 3)) == [1, 3, 5]
+
+    async def test_events_without_an_id_are_never_repeats(self, journal: Journal) -> None:
+        same = event(1)
+        assert await journal.accept([Entry("f", same), Entry("f", same)]) == [True, True]
+
+    async def test_a_repeat_is_known_as_long_as_it_was_asked_for(self, make: Callable[..., Journal], clock: ManualClock) -> None:
+        journal = make(dedupe=60)
+        await journal.open()
+        assert await journal.accept([Entry("f", event(1, "a"))]) == [True]
+        journal.want("f", 1)
+        for claim in await self.claims(journal, 1):
+            journal.settle(claim, DONE)
+        clock.advance(59)
+        assert await journal.accept([Entry("f", event(1, "a"))]) == [False]
+        clock.advance(2)
+        assert await journal.accept([Entry("f", event(1, "a"))]) == [True]
+        await journal.close()
+
+    # Settling
+
+    async def test_done_is_gone(self, journal: Journal) -> None:
+        journal.want("f", 1)
+        await journal.accept(entries("f", 1))
+        (claim,) = await self.claims(journal, 1)
+        journal.settle(claim, DONE)
+        await journal.flush()
+        assert await journal.depth() == {}
+        assert await journal.find(claim.id) == []
+
+    async def test_a_retry_comes_when_it_is_due(self, journal: Journal, clock: ManualClock) -> None:
+        journal.want("f", 5)
+        await journal.accept(entries("f", 1))
+        (claim,) = await self.claims(journal, 1)
+        journal.settle(claim, RetryAt(clock.time() + 30, 1))
+        clock.advance(29)
+        await self.nothing_comes(journal)
+        clock.advance(1.5)
+        (again,) = await self.claims(journal, 1)
+        assert (again.id, again.attempts, again.accepted) == (claim.id, 1, claim.accepted)
+
+    async def test_a_later_retry_does_not_hide_an_earlier_one(self, journal: Journal, clock: ManualClock) -> None:
+        journal.want("f", 5)
+        await journal.accept(entries("f", 1, 2))
+        one, two = await self.claims(journal, 2)
+        journal.settle(one, RetryAt(clock.time() + 100, 1))
+        journal.settle(two, RetryAt(clock.time() + 10, 1))
+        await journal.flush()
+        clock.advance(11)
+        assert numbers(await self.claims(journal, 1)) == [2]
+        clock.advance(90)
+        assert numbers(await self.claims(journal, 1)) == [1]
+
+    async def test_what_is_released_comes_again_uncharged(self, journal: Journal) -> None:
+        journal.want("f", 5)
+        await journal.accept(entries("f", 1))
+        (claim,) = await self.claims(journal, 1)
+        journal.settle(claim, Release())
+        (again,) = await self.claims(journal, 1)
+        assert (again.id, again.attempts) == (claim.id, 0)
+
+    async def test_repeated_late_and_foreign_settlements_are_harmless(self, journal: Journal) -> None:
+        journal.want("f", 5)
+        await journal.accept(entries("f", 1, 2))
+        one, two = await self.claims(journal, 2)
+        journal.settle(one, DONE)
+        journal.settle(one, DEAD)
+        journal.settle(Claim("00000000-0000-4000-8000-000000000000", "f", event(), 0, 0.0), DONE)
+        journal.settle(two, Release())
+        (again,) = await self.claims(journal, 1)
+        journal.settle(two, DEAD)  # that claim is no more
+        await journal.flush()
+        assert await journal.dead(LetterQuery()) == []
+        assert await journal.depth() == {"f": {"waiting": 0, "running": 1, "dead": 0}}
+        journal.settle(again, DONE)
+
+    # Dead letters
+
+    async def bury(self, journal: Journal, function: str, n: int, decision: Dead = DEAD) -> None:
+        journal.want(function, 1)
+        await journal.accept(entries(function, n))
+        (claim,) = await self.claims(journal, 1)
+        journal.settle(claim, decision)
+        await journal.flush()
+
+    async def test_dead_letters_are_listed_oldest_first(self, journal: Journal, clock: ManualClock) -> None:
+        for n in range(5):
+            await self.bury(journal, "f", n)
+            clock.advance(1)
+        found = await journal.dead(LetterQuery())
+        assert numbers(found) == [0, 1, 2, 3, 4]
+        letter = found[0]
+        assert (letter.function, letter.reason, letter.error_type, letter.error_message, letter.attempts) == (
+            "f", "RetriesExhausted", "ValueError", "no such device", 3,
+        )  # fmt: skip
+        assert letter.died_at == clock.time() - 5
+        pages = [await journal.dead(LetterQuery(), limit=2)]
+        while pages[-1]:
+            pages.append(await journal.dead(LetterQuery(), after=pages[-1][-1].id, limit=2))
+        assert [numbers(page) for page in pages] == [[0, 1], [2, 3], [4], []]
+
+    async def test_letters_by_function_error_and_time(self, journal: Journal, clock: ManualClock) -> None:
+        await self.bury(journal, "f", 1)
+        await self.bury(journal, "g", 2, Dead("Rejected", "Reject", "no", 1))
+        clock.advance(100)
+        await self.bury(journal, "g", 3)
+        assert numbers(await journal.dead(LetterQuery(function="g"))) == [2, 3]
+        assert numbers(await journal.dead(LetterQuery(error="ValueError"))) == [1, 3]
+        assert numbers(await journal.dead(LetterQuery(error="Rejected"))) == [2]
+        assert numbers(await journal.dead(LetterQuery(since=clock.time() - 50))) == [3]
+        assert numbers(await journal.dead(LetterQuery(function="g", error="ValueError", since=0.0))) == [3]
+
+    async def test_redrive_goes_to_the_tail_as_new(self, journal: Journal, clock: ManualClock) -> None:
+        await self.bury(journal, "f", 1)
+        await journal.accept(entries("f", 2))
+        (letter,) = await journal.dead(LetterQuery())
+        clock.advance(500)
+        assert await journal.redrive([letter.id, "00000000-0000-4000-8000-0000000000ff", "nonsense"]) == 1
+        assert await journal.redrive([letter.id]) == 0
+        assert await journal.dead(LetterQuery()) == []
+        journal.want("f", 5)
+        waiting, again = await self.claims(journal, 2)
+        assert numbers([waiting, again]) == [2, 1]
+        assert (again.attempts, again.accepted) == (0, clock.time())
+        assert again.id != letter.id
+
+    async def test_purge(self, journal: Journal) -> None:
+        await self.bury(journal, "f", 1)
+        await self.bury(journal, "f", 2)
+        found = await journal.dead(LetterQuery())
+        assert await journal.purge([found[0].id, "nonsense"]) == 1
+        assert numbers(await journal.dead(LetterQuery())) == [2]
+
+    # Questions
+
+    async def test_where_an_event_is(self, journal: Journal, clock: ManualClock) -> None:
+        it = event(1, "natural")
+        await journal.accept([Entry("f", it), Entry("g", it)])
+        assert {(w.function, w.state) for w in await journal.find("natural")} == {("f", "waiting"), ("g", "waiting")}
+        journal.want("f", 1)
+        (claim,) = await self.claims(journal, 1)
+        assert {(w.function, w.state) for w in await journal.find("natural")} == {("f", "running"), ("g", "waiting")}
+        journal.settle(claim, RetryAt(clock.time() + 5, 1))
+        (where,) = await journal.find(claim.id)
+        assert (where.state, where.attempts, where.due) == ("waiting", 1, clock.time() + 5)
+        journal.want("g", 1)
+        (other,) = await self.claims(journal, 1)
+        journal.settle(other, DEAD)
+        await journal.flush()
+        (where,) = await journal.find(other.id)
+        assert (where.id, where.function, where.state, where.attempts) == (other.id, "g", "dead", 3)
+        assert await journal.find("unknown") == []
+
+    async def test_history_remembers_what_is_done(self, make: Callable[..., Journal], clock: ManualClock) -> None:
+        journal = make(history=60)
+        await journal.open()
+        journal.want("f", 1)
+        await journal.accept(entries("f", 1))
+        (claim,) = await self.claims(journal, 1)
+        journal.settle(claim, DONE)
+        await journal.flush()
+        (where,) = await journal.find(claim.id)
+        assert (where.state, where.due) == ("done", clock.time())
+        assert await journal.depth() == {}
+        clock.advance(61)
+        assert await journal.find(claim.id) == []
+        await journal.close()
+
+    async def test_depth(self, journal: Journal) -> None:
+        await journal.accept(entries("f", 1, 2, 3))
+        journal.want("f", 1)
+        await self.claims(journal, 1)
+        await self.bury(journal, "g", 4)
+        assert await journal.depth() == {
+            "f": {"waiting": 2, "running": 1, "dead": 0},
+            "g": {"waiting": 0, "running": 0, "dead": 1},
+        }
+
+    async def test_small_state(self, journal: Journal) -> None:
+        assert await journal.get("a/k") is None
+        assert await journal.put("a/k", b"1")
+        assert await journal.get("a/k") == b"1"
+        assert not await journal.put("a/k", b"2", expect=None)
+        assert not await journal.put("a/k", b"2", expect=b"0")
+        assert await journal.put("a/k", b"2", expect=b"1")
+        await journal.put("a/j_", b"")
+        await journal.put("b", b"")
+        assert await journal.keys("a/") == ["a/j_", "a/k"]
+        await journal.put("a/k", None)
+        assert await journal.keys("a/") == ["a/j_"]
+
+    # Opening and closing
+
+    async def test_after_close_nothing_is_taken(self, make: Callable[..., Journal]) -> None:
+        journal = make()
+        await journal.open()
+        waiting = asyncio.ensure_future(journal.claims())
+        await asyncio.sleep(0)
+        await journal.close()
+        with pytest.raises(JournalError):
+            await waiting
+        with pytest.raises(JournalError):
+            await journal.accept(entries("f", 1))
+        await journal.close()
+
+    async def test_what_was_not_settled_comes_again_uncharged(self, make: Callable[..., Journal], clock: ManualClock) -> None:
+        journal = make()
+        await journal.open()
+        journal.want("f", 2)
+        await journal.accept([*entries("f", 1, 2, 3), Entry("f", event(4, "natural"))])
+        one, two = await self.claims(journal, 2)
+        journal.settle(two, RetryAt(clock.time() + 50, 1))
+        await journal.put("k", b"v")
+        await journal.close()
+        journal = make()
+        await journal.open()
+        assert await journal.accept([Entry("f", event(4, "natural"))]) == [False]
+        assert await journal.get("k") == b"v"
+        journal.want("f", 10)
+        again = await self.claims(journal, 3)
+        assert numbers(again) == [1, 3, 4]
+        assert (again[0].id, again[0].attempts, again[0].hint) == (one.id, 0, None)
+        clock.advance(51)
+        (retry,) = await self.claims(journal, 1)
+        assert (retry.id, retry.attempts) == (two.id, 1)
+        await journal.close()
+
+    @pytest.mark.parametrize("seed", range(3))
+    async def test_nothing_is_lost_and_nothing_done_twice(self, make: Callable[..., Journal], clock: ManualClock, seed: int) -> None:
+        """Anything in any order, against a model of a few counters."""
+        chance = random.Random(seed)
+        journal = make()
+        await journal.open()
+        accepted, ended = 0, Counter[int]()
+        held: list[Claim] = []
+        for _ in range(300):
+            step = chance.random()
+            if step < 0.3:
+                count = chance.randrange(1, 40)
+                receipt = journal.accept([Entry(chance.choice("fg"), event(n)) for n in range(accepted, accepted + count)])
+                accepted += count
+                if chance.random() < 0.5:
+                    await receipt
+            elif step < 0.5:
+                journal.want(chance.choice("fg"), chance.randrange(1, 30))
+            elif step < 0.9:
+                await journal.flush()
+                taking = asyncio.ensure_future(journal.claims())
+                await asyncio.sleep(0)
+                if taking.done():
+                    held += taking.result()
+                else:
+                    taking.cancel()
+                    await asyncio.wait([taking])
+                chance.shuffle(held)
+                for claim in held[: chance.randrange(20)]:
+                    how = chance.random()
+                    decision: Any = (
+                        DONE if how < 0.6 else Release() if how < 0.8 else RetryAt(clock.time() + chance.randrange(50), claim.attempts + 1)
+                    )
+                    journal.settle(claim, decision)
+                    held.remove(claim)
+                    ended[int(claim.event.data)] += decision is DONE
+            elif step < 0.95 or not self.lasting:
+                clock.advance(chance.randrange(20))
+            else:
+                await journal.close()
+                held.clear()
+                journal = make()
+                await journal.open()
+        for function in "fg":
+            journal.want(function, 100_000)
+        for claim in held:
+            journal.settle(claim, Release())
+        while ended.total() < accepted:
+            clock.advance(60)
+            async with asyncio.timeout(10):
+                for claim in await journal.claims():
+                    journal.settle(claim, DONE)
+                    ended[int(claim.event.data)] += 1
+        assert ended == Counter(range(accepted))
+        await journal.flush()
+        assert await journal.depth() == {}
+        await journal.close()

@@ -1,0 +1,188 @@
+"""The contract on SQLite, in a file and in memory, and what only a file can do."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from eventrouter.clock import ManualClock
+from eventrouter.errors import JournalError
+from eventrouter.journal.database import Database
+from eventrouter.journal.protocol import Entry, Journal
+from eventrouter.journal.sqlite import SqliteJournal
+from eventrouter.model import RetryAt
+from journal_contract import DONE, JournalContract, entries, event, numbers
+
+
+class TestFile(JournalContract):
+    @pytest.fixture
+    def make(self, clock: ManualClock, tmp_path: Path) -> Callable[..., Journal]:
+        return lambda **options: SqliteJournal(tmp_path / "journal.db", clock=clock, **options)
+
+    async def test_the_receipt_means_that_it_is_in_the_file(self, journal: Journal, tmp_path: Path) -> None:
+        await journal.accept(entries("f", 1, 2))
+        reader = apsw.Connection(str(tmp_path / "journal.db"), flags=apsw.SQLITE_OPEN_READONLY)
+        assert reader.execute("SELECT count(*) FROM invocation").get == 2
+        reader.close()
+
+    async def test_every_commit_is_fsynced(self, journal: SqliteJournal) -> None:
+        pragmas = await journal._ask(lambda database: {name: database._connection.pragma(name) for name in ("journal_mode", "synchronous")})
+        assert pragmas == {"journal_mode": "wal", "synchronous": 2}
+
+    async def test_a_failing_disk_refuses_events_and_keeps_settlements(
+        self, journal: SqliteJournal, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        journal.want("f", 3)
+        await journal.accept(entries("f", 1, 2))
+        one, two = await self.claims(journal, 2)
+        real = Database.transaction
+
+        @contextmanager
+        def full(database: Database) -> Iterator[None]:
+            with real(database):
+                yield
+                raise apsw.FullError("database or disk is full")
+
+        monkeypatch.setattr(Database, "transaction", full)
+        journal.settle(one, DONE)
+        journal.settle(two, RetryAt(clock.time() + 10, 1))
+        with pytest.raises(JournalError, match="the disk is full; free some space, it goes on by itself"):
+            await journal.accept(entries("f", 3))
+        monkeypatch.undo()
+        clock.advance(1.5)
+        assert await journal.accept(entries("f", 4)) == [True]
+        assert numbers(await self.claims(journal, 1)) == [4]  # its credit was not used up by what failed
+        assert (await journal.depth())["f"] == {"waiting": 1, "running": 1, "dead": 0}
+
+    async def test_what_was_accepted_in_a_future_that_did_not_come(self, make: Callable[..., Journal], clock: ManualClock) -> None:
+        clock.advance(3600)
+        journal = make()
+        await journal.open()
+        await journal.accept(entries("f", 1))
+        await journal.close()
+        clock._now -= 3600
+        journal = make()
+        await journal.open()
+        journal.want("f", 1)
+        assert numbers(await self.claims(journal, 1)) == [1]
+        await journal.close()
+
+
+class TestMemory(JournalContract):
+    lasting = False
+    test_what_was_not_settled_comes_again_uncharged = None  # nothing outlives it
+
+    @pytest.fixture
+    def make(self, clock: ManualClock) -> Callable[..., Journal]:
+        return lambda **options: SqliteJournal(None, clock=clock, **options)
+
+
+def other_database(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TABLE theirs (x)").fetchall()
+    connection.close()
+
+
+def newer_format(path: Path) -> None:
+    asyncio.run(open_and_close(path))
+    connection = apsw.Connection(str(path))
+    connection.pragma("user_version", 99)
+    connection.close()
+
+
+async def open_and_close(path: Path) -> None:
+    journal = SqliteJournal(path, clock=ManualClock())
+    await journal.open()
+    await journal.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (other_database, "another program's database; choose another data folder"),
+        (newer_format, "made by a newer eventrouter (format 99"),
+        (lambda path: path.write_bytes(b"no database at all, but long enough to be looked at" * 40), "damaged or not a journal"),
+        (lambda path: path.mkdir(), "cannot be opened for writing"),
+    ],
+)
+def test_what_is_no_journal_is_refused_and_left_alone(tmp_path: Path, spoil: Callable[[Path], Any], fault: str) -> None:
+    path = tmp_path / "journal.db"
+    spoil(path)
+    before = path.read_bytes() if path.is_file() else b""
+    with pytest.raises(JournalError) as caught:
+        asyncio.run(open_and_close(path))
+    assert str(path) in str(caught.value)
+    assert fault in str(caught.value)
+    assert (path.read_bytes() if path.is_file() else b"") == before
+
+
+async def test_an_event_that_cannot_be_stored_says_why() -> None:
+    journal = SqliteJournal(None, clock=ManualClock())
+    await journal.open()
+    bad = event(1)
+    bad.attributes = {"x": object()}
+    with pytest.raises(JournalError, match="attributes must be JSON types"):
+        await journal.accept([Entry("f", bad)])
+    await journal.close()
+
+
+ACCEPTING = """
+import asyncio, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from eventrouter.clock import SystemClock
+from eventrouter.journal.sqlite import SqliteJournal
+from journal_contract import DONE, entries
+
+async def main():
+    journal = SqliteJournal(Path(sys.argv[1]), clock=SystemClock())
+    await journal.open()
+    journal.want("f", 1000000)
+
+    async def settle():
+        while True:
+            for claim in await journal.claims():
+                if int(claim.event.data) % 3 == 0:
+                    journal.settle(claim, DONE)
+
+    settling = asyncio.create_task(settle())
+    n = 0
+    while True:
+        await journal.accept(entries("f", *range(n, n + 7)))
+        n += 7
+        print(n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("lines", [5, 60, 200])
+async def test_a_sigkill_loses_nothing_accepted(tmp_path: Path, lines: int) -> None:
+    path = tmp_path / "journal.db"
+    command = [sys.executable, "-c", ACCEPTING, str(path), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: ASYNC220
+        assert child.stdout is not None
+        accepted = 0
+        for _ in range(lines):
+            accepted = int(child.stdout.readline())
+        child.send_signal(signal.SIGKILL)
+    journal = SqliteJournal(path, clock=ManualClock(4e9))
+    await journal.open()
+    waiting = (await journal.depth())["f"]["waiting"]
+    journal.want("f", 1_000_000)
+    got: list[int] = []
+    while len(got) < waiting:
+        got += numbers(await journal.claims())
+    missing = set(range(accepted)) - set(got)
+    assert all(n % 3 == 0 for n in missing), "only what was done may be gone"
+    assert len(got) == len(set(got))
+    await journal.close()
