@@ -252,8 +252,8 @@ def _import(name: str, folder: Path) -> ModuleType:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise ConfigError(f"no module named {error.name!r} in {folder} or on Python's path") from None
         raise UserImportError(f"{name} can't be imported: {error}") from error
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise _with_place(error) from error
     except Exception as error:
         raise UserImportError(f"{name} can't be imported: {type(error).__name__}: {error}") from error
 
@@ -276,7 +276,22 @@ def _import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, ConfigError) or not isinstance(error, Exception):
+        if isinstance(error, ConfigError):
+            raise _with_place(error) from error
+        if not isinstance(error, Exception):
             raise
         raise UserImportError(f"{path} can't be imported: {type(error).__name__}: {error}") from error
     return module
+
+
+def _with_place(error: ConfigError) -> ConfigError:
+    """The error of a trigger or decorator, with the line of the user's that made it."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if not module.startswith(("eventrouter", "importlib", "_frozen_importlib")):  # plugins are named so, too
+            place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    if isinstance(error, UserImportError) or not place or str(error).startswith(place.rpartition(":")[0]):
+        return error
+    return type(error)(f"{place}: {error}")

@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 import msgspec
+
+from eventrouter import fixed, on, on_start
 from eventrouter_cron import rate
 from eventrouter_http import http
 from eventrouter_mqtt import mqtt
 from eventrouter_s3 import s3
 from eventrouter_sns import Topic, sns
-
-from eventrouter import fixed, on, on_start
 
 orders = Topic("orders")
 stock: set[str] = set()

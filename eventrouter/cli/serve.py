@@ -7,7 +7,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +40,14 @@ def serve_command(
     SIGTERM or Ctrl-C ends intake, lets running handlers finish, and puts the rest back; a second one ends at once.
     """
     _configure_logging(log_format)
+    began = time.time()
     flags: dict[str, dict[str, Any]] = {"app": {"data": data}, "http": {"host": host, "port": port}}
     try:
         plugins, settings = configure(config, flags)
         from eventrouter.app import App  # noqa: PLC0415
 
         app = App(*apps, config=settings, plugins=plugins)
-        changed = _run(_serve(app, reload))
+        changed = _run(_serve(app, began if reload else None))
     except EventRouterError as error:
         if not reload:
             raise
@@ -52,7 +55,7 @@ def serve_command(
 
         report(error, debug=False)
         click.echo("waiting for a change", err=True)
-        changed = _run(_wait_for_change([Path.cwd()]))
+        changed = _run(_wait_for_change(Path.cwd(), began))
     if changed:
         os.execv(sys.executable, [sys.executable, "-m", "eventrouter", *sys.argv[1:]])  # noqa: S606 - itself
     return 0
@@ -67,25 +70,26 @@ def _run(main: Coroutine[Any, Any, bool]) -> bool:
         return runner.run(main)
 
 
-async def _serve(app: App, reload: bool) -> bool:
-    """Serve until a signal comes (False) or, with `reload`, a file has changed (True)."""
+async def _serve(app: App, reload_since: float | None) -> bool:
+    """Serve until a signal comes (False) or a file has changed since that Unix time (True)."""
     from eventrouter.control import ControlServer, Operations  # noqa: PLC0415
 
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping, number)
-    _print_functions(app)
-    async with app, ControlServer(Operations(app), app.config.data):
+    folders = {app.config.base, *(Path(module.__file__).parent for module in app.modules if module.__file__)}
+    async with AsyncExitStack() as stack:
+        changed = asyncio.Event() if reload_since is None else stack.enter_context(_changes(folders, reload_since))
+        _print_functions(app)
+        await stack.enter_async_context(app)
+        await stack.enter_async_context(ControlServer(Operations(app), app.config.data))
         for source in app.sources.values():
             for line in source.lines():
                 click.echo(line)
         click.echo(f"data in {app.config.data}; Ctrl-C stops")
         ready = asyncio.create_task(_say_ready(app))
-        waiting: list[asyncio.Task[bool]] = [asyncio.create_task(stopping.wait())]
-        if reload:
-            folders = {Path(module.__file__).parent for module in app.modules if module.__file__}
-            waiting.append(asyncio.create_task(_wait_for_change([app.config.base, *folders])))
+        waiting = [asyncio.create_task(event.wait()) for event in (stopping, changed)]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in (ready, *waiting):
             task.cancel()
@@ -114,8 +118,14 @@ def _print_functions(app: App) -> None:
     click.echo(columns(rows))
 
 
-async def _wait_for_change(folders: list[Path]) -> bool:
-    """Return True once a Python or TOML file below these folders has changed."""
+async def _wait_for_change(folder: Path, since: float) -> bool:
+    with _changes([folder], since) as changed:
+        return await changed.wait()
+
+
+@contextmanager
+def _changes(folders: Iterable[Path], since: float) -> Iterator[asyncio.Event]:
+    """An event that is set once a Python or TOML file below these folders has changed since that Unix time."""
     from watchdog.events import FileSystemEvent, PatternMatchingEventHandler  # noqa: PLC0415
     from watchdog.observers import Observer  # noqa: PLC0415
 
@@ -127,16 +137,27 @@ async def _wait_for_change(folders: list[Path]) -> bool:
                 loop.call_soon_threadsafe(changed.set)
 
     observer = Observer()
-    handler = Handler(patterns=["*.py", "*.toml"], ignore_patterns=["*/.*", "*/__pycache__/*"], ignore_directories=True)
-    for folder in set(folders):
+    handler = Handler(patterns=["**/*.py", "**/*.toml"], ignore_patterns=["**/.*/**"], ignore_directories=True)
+    for folder in folders:
         observer.schedule(handler, str(folder), recursive=True)
     observer.start()
+    if any(_newer(folder, since) for folder in folders):  # between the start of the process and the watch's
+        changed.set()
     try:
-        await changed.wait()
+        yield changed
     finally:
         observer.stop()
-        await asyncio.to_thread(observer.join)
-    return True
+        observer.join()
+
+
+def _newer(folder: Path, since: float) -> bool:
+    for top, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            with suppress(OSError):
+                if name.endswith((".py", ".toml")) and since < (Path(top) / name).stat().st_mtime <= time.time():
+                    return True
+    return False
 
 
 class _Json(logging.Formatter):
@@ -162,3 +183,4 @@ def _configure_logging(form: str) -> None:
     handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("eventrouter").setLevel(logging.INFO)
+    logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it reports each stop as an error; sources rescan by themselves
