@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ import click
 import msgspec
 
 from eventrouter.cli.common import columns, configure, place_options
+from eventrouter.clock import SystemClock
 from eventrouter.errors import EventRouterError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def serve_command(
     SIGTERM or Ctrl-C ends intake, lets running handlers finish, and puts the rest back; a second one ends at once.
     """
     _configure_logging(log_format)
-    began = time.time()
+    began = SystemClock.time()
     flags: dict[str, dict[str, Any]] = {"app": {"data": data}, "http": {"host": host, "port": port}}
     try:
         plugins, settings = configure(config, flags)
@@ -155,7 +155,7 @@ def _newer(folder: Path, since: float) -> bool:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             with suppress(OSError):
-                if name.endswith((".py", ".toml")) and since < (Path(top) / name).stat().st_mtime <= time.time():
+                if name.endswith((".py", ".toml")) and since < (Path(top) / name).stat().st_mtime <= SystemClock.time():
                     return True
     return False
 
