@@ -45,7 +45,7 @@ from eventrouter.runtimes.thread import ThreadRuntime
 from eventrouter.sources import Binding
 
 log = logging.getLogger("eventrouter")
-_WINDOW = 4096  # claims in memory, all functions together
+_WINDOW = 16_384  # claims in memory, all functions together
 _TURN = 64  # events a worker may run before the loop gets its turn
 
 
@@ -111,7 +111,7 @@ class Engine:
         self._idle = asyncio.Event()
         reserved = {name: f.policy.concurrency for name, f in functions.items() if f.policy.concurrency is not None}
         shared, own = share_out(concurrency, reserved)
-        window = max(8, min(1024, _WINDOW // max(1, len(functions))))
+        window = max(8, min(8192, _WINDOW // max(1, len(functions))))
         self.lanes = {name: Lane(f, own.get(name, shared), window) for name, f in functions.items()}
         for lane in self.lanes.values():
             lane.suspended = partial(self._start_worker, lane)
