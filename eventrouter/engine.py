@@ -36,7 +36,6 @@ from eventrouter.model import (
     Succeeded,
     TimedOut,
     Trigger,
-    new_id,
 )
 from eventrouter.retry import decide
 from eventrouter.routing import Index
@@ -219,7 +218,7 @@ class Engine:
         return await self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures)
 
     async def invoke(self, lane: Lane, trigger: Trigger | None, event: Event, captures: Mapping[str, str], id: str = "") -> Outcome:
-        """As `request`, for any lane. id: of the invocation; a fresh one when empty."""
+        """As `request`, for any lane. id: of the invocation; the event's when empty."""
         if self._stopping:
             return Interrupted()
         if not lane.pool.take():
@@ -230,13 +229,13 @@ class Engine:
         slot = Slot(task, request=True)
         self._sweeper.slots.add(slot)
         lane.active += 1
-        id = id or new_id()
+        id = id or event.id
         try:
             outcome = await self._attempt(lane, trigger, captures, event, id, 1, slot)
         finally:
             self._release(lane, slot)
         self._count(lane, outcome)
-        if isinstance(outcome, Failed | TimedOut) and not (isinstance(outcome, Failed) and outcome.final):
+        if type(outcome) is not Succeeded and not (isinstance(outcome, Failed) and outcome.final):
             log.warning(
                 "%s: request %s: %s",
                 lane.function.name,

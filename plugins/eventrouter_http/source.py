@@ -171,10 +171,9 @@ _NONE: Mapping[str, str] = {}
 
 async def _event(request: web.Request, now: float) -> Event:
     url = request.rel_url
-    headers: dict[str, str] = {}
-    for name, value in request.headers.items():
-        name = name.lower()  # noqa: PLW2901
-        headers[name] = f"{headers[name]},{value}" if name in headers else value
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    if len(headers) < len(request.headers):  # some come more than once
+        headers = {name: ",".join(request.headers.getall(name)) for name in headers}
     data = await request.read() if request.body_exists else b""
     version = request.version
     attributes = {
@@ -211,6 +210,8 @@ def problem(status: int, detail: str, **headers: str) -> web.Response:
 
 
 def _from_typed(result: Any) -> web.Response:
+    if type(result) is dict:  # the usual case
+        return web.Response(body=msgspec.json.encode(result), content_type=_JSON)
     if isinstance(result, Response):
         answer = _body(result.body, result.headers)
         answer.set_status(result.status)
