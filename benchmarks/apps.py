@@ -53,16 +53,32 @@ def make_app(folder: Path, handler: Callable[..., Any]) -> App:
     return App(module, config=load_config(plugins.by_name, folder=folder), plugins=plugins)
 
 
-async def deliver_all(deliver: Callable[[Sequence[Event]], asyncio.Future[int]], count: int, batch: int, outstanding: int) -> None:
-    """Deliver `count` events in batches, as a source reads them, with a bounded number not yet acknowledged."""
-    free = asyncio.Semaphore(outstanding // batch)
-    receipts = []
-    for _ in range(count // batch):
-        await free.acquire()
-        receipt = deliver([event() for _ in range(batch)])
-        receipt.add_done_callback(lambda _: free.release())
-        receipts.append(receipt)
-    await asyncio.gather(*receipts)
+class Load:
+    """Delivers `count` events in batches, as a source reads them, with a bounded number under way."""
+
+    def __init__(self, count: int, batch: int = 64, under_way: int = 4096) -> None:
+        self._count = count
+        self._batch = batch
+        self._free = asyncio.Semaphore(under_way // batch)
+        self._done = 0
+        self._all_done = asyncio.Event()
+
+    def done(self) -> None:
+        """To be called by the handler."""
+        self._done += 1
+        if self._done % self._batch == 0:
+            self._free.release()
+        if self._done == self._count:
+            self._all_done.set()
+
+    async def run(self, deliver: Callable[[Sequence[Event]], asyncio.Future[int]]) -> None:
+        """Until all are handled."""
+        receipts = []
+        for _ in range(self._count // self._batch):
+            await self._free.acquire()
+            receipts.append(deliver([event() for _ in range(self._batch)]))
+        await asyncio.gather(*receipts)
+        await self._all_done.wait()
 
 
 def per_second(count: int, main: Callable[[], Coroutine[Any, Any, None]]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.apps import PAYLOAD, BenchTrigger, Reading, deliver_all, per_second
+from benchmarks.apps import PAYLOAD, BenchTrigger, Load, Reading, per_second
 from benchmarks.harness import Result, compare
 from eventrouter import on
 from eventrouter.clock import SystemClock
@@ -49,21 +49,16 @@ class InstantJournal:
 
 
 async def ours() -> None:
-    done = asyncio.Event()
-    seen = 0
+    load = Load(COUNT)
 
     @on(BenchTrigger())
     async def handler(reading: Reading, device: str) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == COUNT:
-            done.set()
+        load.done()
 
     journal: Any = InstantJournal()
     engine = Engine({"handler": Function(handler, [BenchTrigger()], Policy())}, journal, SystemClock())
     await engine.start()
-    await deliver_all(engine.deliver, COUNT, 64, 4096)
-    await done.wait()
+    await load.run(engine.deliver)
     await engine.stop(5)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from time import perf_counter
 
 import apsw
 
-from benchmarks.apps import PAYLOAD, BenchTrigger, Reading, deliver_all, make_app, per_second
+from benchmarks.apps import PAYLOAD, BenchTrigger, Load, Reading, make_app, per_second
 from benchmarks.harness import Result, compare
 from eventrouter import on
 
@@ -19,20 +18,15 @@ BATCH = 256
 
 
 async def ours() -> None:
-    done = asyncio.Event()
-    seen = 0
+    load = Load(COUNT)
 
     @on(BenchTrigger())
     async def handler(reading: Reading, device: str) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == COUNT:
-            done.set()
+        load.done()
 
     with tempfile.TemporaryDirectory(dir=".") as folder:  # the disk that a journal would be on, not a RAM disk
         async with make_app(Path(folder), handler) as app:
-            await deliver_all(app.engine.deliver, COUNT, 64, 8192)
-            await done.wait()
+            await load.run(app.engine.deliver)
             await app.journal.flush()
 
 
