@@ -230,6 +230,8 @@ class Engine:
         self._sweeper.slots.add(slot)
         lane.active += 1
         id = id or event.id
+        if event.time is None:
+            event.time = self._clock.time()
         try:
             outcome = await self._attempt(lane, trigger, captures, event, id, 1, slot)
         finally:

@@ -6,16 +6,14 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eventrouter.cli import run
+from served import Place, wait_for
 
 APP = """
 import json
@@ -45,59 +43,13 @@ def plain(event, context):
 """
 
 
-class Place:
-    """A folder with an app; commands run in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "app.py").write_text(APP)
-        (folder / "eventrouter.toml").write_text("[http]\nport = 0\n")
-        (folder / "shipped.txt").write_text("chair")
-        self.router: subprocess.Popen[str] | None = None
-
-    def run(self, *words: str, input: str | None = None, code: int = 0) -> str:
-        done = self.result(*words, input=input)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def result(self, *words: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "eventrouter", *words]
-        return subprocess.run(command, cwd=self.folder, input=input, capture_output=True, text=True, timeout=60, check=False)
-
-    def serve(self, *words: str) -> str:
-        """Start it, and return what it printed until it was ready."""
-        with (self.folder / "out.txt").open("w") as out:
-            command = [sys.executable, "-m", "eventrouter", "serve", *words]
-            self.router = subprocess.Popen(command, cwd=self.folder, stdout=out, stderr=subprocess.STDOUT, text=True)
-        wait_for(lambda: re.search("^ready$", self.output, re.MULTILINE) or self.router.poll() is not None)  # type: ignore[union-attr]
-        assert self.router.poll() is None, self.output
-        return self.output
-
-    @property
-    def output(self) -> str:
-        return (self.folder / "out.txt").read_text()
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        assert self.router is not None
-        self.router.send_signal(number)
-        return self.router.wait(30)
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path)
-    yield made
-    if made.router is not None:
-        made.router.kill()
-        made.router.wait()
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    """What another process brings about."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it does not come about"
-        time.sleep(0.02)
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "eventrouter.toml").write_text("[http]\nport = 0\n")
+    (tmp_path / "shipped.txt").write_text("chair")
+    with Place(tmp_path) as made:
+        yield made
 
 
 def letters(place: Place, count: int) -> list[dict[str, Any]]:

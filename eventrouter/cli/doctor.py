@@ -54,7 +54,7 @@ def _machine() -> Iterator[Finding]:
     )
     yield Finding("note", "memory, CPU, file and network limits are not enforced by this version")
     if sys.platform == "darwin":
-        yield Finding("note", "macOS is for development: F_FULLFSYNC is not used, so a power cut can take the last moments")
+        yield Finding("note", "macOS is for development: its kernel can not hold functions to limits of memory, CPU, files, network")
 
 
 def _configured(place: Place) -> Iterator[Finding]:

@@ -105,7 +105,9 @@ class S3Source(Source[S3Config]):
         check_bucket(bucket)
         try:
             size = await asyncio.to_thread(files.write, self.folder(bucket), key, file)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ConfigError(f"send s3: {error.filename or file}: {error.strerror or error}") from None
+        except ValueError as error:
             raise ConfigError(f"send s3: {error}") from None
         return {"bucket": bucket, "key": key, "size": size}
 

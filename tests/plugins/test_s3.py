@@ -289,7 +289,7 @@ async def test_send_copies_a_file(tmp_path: Path, bucket: Path) -> None:
             "bucket": "uploads", "key": "in/there.csv", "size": 3,
         }  # fmt: skip
         await until(lambda: seen.objects)
-        with pytest.raises(ConfigError, match=r"send s3: .*No such file.*absent"):
+        with pytest.raises(ConfigError, match=r"send s3: .*absent: No such file or directory"):
             await send("s3", ["uploads", "x", "absent"], {}, str(tmp_path))
         with pytest.raises(ConfigError, match=r"key '../x'"):
             await send("s3", ["uploads", "../x", "here.csv"], {}, str(tmp_path))

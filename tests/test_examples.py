@@ -1,0 +1,118 @@
+"""Every example runs as its reader would run it: `eventrouter serve`, then real input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from served import Place, wait_for
+from servers import free_port
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """A copy of the examples, with ports that are free."""
+    shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("buckets", ".eventrouter", "__pycache__"))
+    config = tmp_path / "eventrouter.toml"
+    text = config.read_text()
+    assert "18830" in text
+    config.write_text(text.replace("18830", str(free_port())) + "\n[http]\nport = 0\n")
+    with Place(tmp_path) as made:
+        yield made
+
+
+def test_tour(place: Place) -> None:
+    place.serve()
+    assert "Try these in another terminal:" in place.output
+    shutil.copy(EXAMPLES / "tour.py", place.folder / "buckets/inbox/hello.txt")
+    place.says(f"got hello.txt, {(EXAMPLES / 'tour.py').stat().st_size} bytes")
+    place.run("send", "mqtt", "sensors/kitchen/temperature", '{"celsius": 21.5}')
+    place.says("kitchen: 21.5 °C")
+    assert "order" in json.loads(place.curl("-X", "POST", "/orders", "-d", '{"item": "lamp", "count": 2}'))
+    assert "$.count: expected int, got str" in place.curl("-X", "POST", "/orders", "-d", '{"item": "lamp", "count": "2"}')
+    place.says("(RetriesExhausted)")
+    (letter,) = json.loads(place.run("dlq", "list", "--json"))
+    assert (letter["function"], letter["error_message"], letter["attempts"]) == ("ship", "no lamp in stock", 3)
+    place.curl("-X", "POST", "/stock/lamp")
+    assert "1" in place.run("dlq", "redrive", "--function", "ship")
+    place.says("shipped 2 x lamp")
+    assert json.loads(place.run("dlq", "list", "--json")) == []
+
+
+def test_s3_import(place: Place) -> None:
+    place.serve("s3_import.py")
+    (place.folder / "prices.csv").write_text("name,price\nlamp,10.5\nchair,20\n")
+    place.run("send", "s3", "uploads", "berlin/may.csv", "prices.csv")
+    summary = place.folder / "buckets/summaries/berlin/may.json"
+    wait_for(summary.exists)
+    assert json.loads(summary.read_text()) == {"shop": "berlin", "rows": 2, "total": 30.5}
+    (place.folder / "buckets/uploads/berlin/june.csv").write_text("name\nlamp\n")
+    place.says("berlin/june.csv has no column 'price'")
+    (letter,) = json.loads(place.run("dlq", "list", "--json"))
+    assert (letter["reason"], letter["attempts"]) == ("Rejected", 1)
+    (place.folder / "buckets/uploads/berlin/may.csv").unlink()
+    wait_for(lambda: not summary.exists())
+
+
+def test_http_notes(place: Place) -> None:
+    place.serve("http_notes.py")
+    added = place.curl("-i", "-X", "POST", "/notes", "-d", '{"text": "buy milk"}')
+    assert "201 Created" in added
+    assert "Location: /notes/1" in added
+    assert json.loads(place.curl("/notes/1")) == {"text": "buy milk", "done": False}
+    assert json.loads(place.curl("/notes/2")) == {"detail": "there is no note 2"}
+    assert json.loads(place.curl("/notes?done=true&limit=5")) == []
+    assert json.loads(place.curl("/notes")) == ["buy milk"]
+    assert json.loads(place.curl("/notes/one"))["status"] == 400
+
+
+def test_mqtt_thermostat(place: Place) -> None:
+    place.serve("mqtt_thermostat.py")
+    with place.subscribed("home/+/heater") as heard:
+        place.run("send", "mqtt", "home/kitchen/temperature", '{"celsius": 20.5}')
+        assert heard() == "home/kitchen/heater on"
+        place.run("send", "mqtt", "home/kitchen/target", "20")
+        place.run("send", "mqtt", "home/kitchen/temperature", '{"celsius": 20.5}')
+        assert heard() == "home/kitchen/heater off"
+    place.run("send", "mqtt", "home/kitchen/temperature", '{"celsius": 200}')
+    place.says("$.celsius: expected float")
+
+
+def test_cron_report(place: Place) -> None:
+    place.serve("cron_report.py")
+    assert "cron 0 7 * * MON-FRI Europe/Berlin" in place.output
+    place.run("invoke", "daily")
+    (report,) = (place.folder / "buckets/reports").glob("*.txt")
+    assert report.read_text() == "all is well\n"
+    place.run("invoke", "probe")
+    assert "still here" in place.output
+
+
+def test_sns_orders(place: Place) -> None:
+    place.serve("sns_orders.py")
+    place.run("send", "sns", "orders-placed", '{"id": "7", "items": ["lamp"]}')
+    for said in ("order 7 is placed", "order 7 is shipped", "mail: Your order is on its way"):
+        place.says(said)
+    place.run("send", "sns", "orders-placed", '{"id": "8", "items": []}')
+    place.says("order 8 is empty")
+
+
+def test_every_example_is_tested() -> None:
+    here = Path(__file__).read_text()
+    for example in EXAMPLES.glob("*.py"):
+        assert f"def test_{example.stem}(" in here, f"{example.name} has no test"
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_importing_an_example_starts_nothing(example: Path) -> None:
+    code = "import runpy, sys, threading; runpy.run_path(sys.argv[1]); assert threading.active_count() == 1"
+    done = subprocess.run([sys.executable, "-c", code, str(example)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
