@@ -297,8 +297,9 @@ class Engine:
             while lane.queue and slot.keeper is None and not self._stopping and not (turn and lane.pool.contended):
                 claim = lane.queue.popleft()
                 self._credit(lane)
-                outcome = await self._run_claim(lane, claim, slot)
-                if outcome is not None:
+                found = self._ready(lane.function, claim)
+                if found is not None:
+                    outcome = await self._attempt(lane, *found, claim.event, claim.id, claim.attempts + 1, slot)
                     self._settle(lane, claim, outcome)
                 turn += 1
                 if turn % _TURN == 0:
@@ -333,21 +334,18 @@ class Engine:
         if lane.queue and not lane.waiting:
             self._start_worker(lane)
 
-    async def _run_claim(self, lane: Lane, claim: Claim, slot: Slot) -> Outcome | None:
-        """The attempt's outcome; None when the claim could not even be tried and is settled."""
-        policy = lane.function.policy
+    def _ready(self, function: Function, claim: Claim) -> tuple[Trigger | None, Mapping[str, str]] | None:
+        """What the claim is for; None when it can't even be tried and is settled."""
         age = self._clock.time() - claim.accepted
-        if age > policy.max_age:
-            self._give_up(claim, "EventAgeExceeded", f"it waited {age:.0f} s, max_age is {policy.max_age:g} s")
+        if age > function.policy.max_age:
+            self._give_up(claim, "EventAgeExceeded", f"it waited {age:.0f} s, max_age is {function.policy.max_age:g} s")
             return None
-        found = claim.hint or self._rebind(lane.function, claim.event)
+        found = claim.hint or self._rebind(function, claim.event)
         if found is None:
             self._give_up(
                 claim, "NoSuchTrigger", f"no trigger of {claim.function} matches {claim.event.source} {claim.event.subject!r} any more"
             )
-            return None
-        trigger, captures = found
-        return await self._attempt(lane, trigger, captures, claim.event, claim.id, claim.attempts + 1, slot)
+        return found
 
     def _rebind(self, function: Function, event: Event) -> tuple[Trigger | None, Mapping[str, str]] | None:
         if event.source == "invoke":
@@ -398,9 +396,10 @@ class Engine:
             return failure(error)
         finally:
             slot.deadline = inf
-            for _ in range(slot.expiries + slot.interrupted):
-                slot.task.uncancel()
-            slot.expiries = 0
+            if slot.expiries or slot.interrupted:
+                for _ in range(slot.expiries + slot.interrupted):
+                    slot.task.uncancel()
+                slot.expiries = 0
 
     async def _call(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if function.is_async:
