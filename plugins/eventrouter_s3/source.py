@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from eventrouter import Event, Router, Source
 from eventrouter.errors import ConfigError, EventRouterError, JournalError
 from eventrouter_s3 import S3Config, S3Object, S3Trigger, check_bucket, files
 from eventrouter_s3.files import Change, Folder, Manifest
+
+# watchdog 7 may come upon a folder in a new folder twice, replaces its callback by the same one, and warns of it.
+warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
 
 # The narrowest that tells all: what readers do, and every single write, would fill the kernel's queue.
 _LISTEN: list[type[FileSystemEvent]] = [
