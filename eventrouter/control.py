@@ -126,15 +126,20 @@ class Operations:
         args, kwargs = _arguments(source, send, arguments, options, Path(folder))
         return await send(*args, **kwargs)
 
-    async def letters(self, query: dict[str, Any], limit: int = 0) -> list[dict[str, Any]]:
-        """Dead letters, oldest first; limit: 0 for all."""
+    async def letter(self, id: str) -> dict[str, Any] | None:
+        """By its own id or its event's; None: there is none."""
+        for found in await self._app.journal.find(id):
+            if found.state == "dead":
+                return (await self.letters({"id": found.id}))[0]
+        return None
+
+    async def letters(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+        """Dead letters, oldest first."""
         found: list[dict[str, Any]] = []
         after = ""
-        while page := await self._app.journal.dead(LetterQuery(**query), after, min(limit - len(found), 1000) if limit else 1000):
+        while page := await self._app.journal.dead(LetterQuery(**query), after, 1000):
             found += map(describe_letter, page)
             after = page[-1].id
-            if limit and len(found) >= limit:
-                break
         return found
 
     async def redrive(self, ids: Sequence[str], query: dict[str, Any]) -> int:

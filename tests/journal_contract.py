@@ -247,6 +247,12 @@ class JournalContract:
         assert numbers(await journal.dead(LetterQuery(error="Rejected"))) == [2]
         assert numbers(await journal.dead(LetterQuery(since=clock.time() - 50))) == [3]
         assert numbers(await journal.dead(LetterQuery(function="g", error="ValueError", since=0.0))) == [3]
+        one = (await journal.dead(LetterQuery(function="g")))[0]
+        assert numbers(await journal.dead(LetterQuery(id=one.id))) == [2]
+        assert await journal.dead(LetterQuery(id=one.id, function="f")) == []
+        assert await journal.dead(LetterQuery(id=one.id), after=one.id) == []
+        assert await journal.dead(LetterQuery(id="00000000-0000-4000-8000-000000000000")) == []
+        assert await journal.dead(LetterQuery(id="what?")) == []
 
     async def test_redrive_goes_to_the_tail_as_new(self, journal: Journal, clock: ManualClock) -> None:
         await self.bury(journal, "f", 1)

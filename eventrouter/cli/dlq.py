@@ -58,8 +58,7 @@ def list_command(
 @place_options
 def show_command(id: str, apps: tuple[str, ...], config: Path | None, data: str | None) -> None:
     """One dead letter with its event, as JSON."""
-    found = Place(config, data, apps).ask_or_do("letters", query={})
-    letter = next((f for f in found if id in (f["id"], f["event"]["id"])), None)
+    letter = Place(config, data, apps).ask_or_do("letter", id=id)
     if letter is None:
         raise EventRouterError(f"no dead letter {id}; `eventrouter dlq list` shows them")
     click.echo(dump(letter))

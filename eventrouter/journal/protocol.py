@@ -54,11 +54,12 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 class LetterQuery(msgspec.Struct, frozen=True):
-    """Which letters: all that is given must hold. error: an error type or reason. since: seconds since 1970."""
+    """Which letters: all that is given must hold. error: an error type or reason. since: seconds since 1970. id: just this one."""
 
     function: str | None = None
     error: str | None = None
     since: float | None = None
+    id: str | None = None
 
 
 class Whereabouts(msgspec.Struct, frozen=True):

@@ -129,7 +129,13 @@ class SqliteJournal:
         past = -1
         if after and (past := claim_seq(after)) is None:  # type: ignore[assignment]
             raise JournalError(f"{after!r} is not the id of a dead letter; list them from the start")
-        return await self._ask(lambda database: database.letters(query, past, limit))
+        if query.id is None:
+            return await self._ask(lambda database: database.letters(query, past, limit))
+        seq = claim_seq(query.id)
+        if seq is None or seq <= past:
+            return []
+        found = await self._ask(lambda database: database.letters(query, seq - 1, 1))
+        return [letter for letter in found if letter.id == query.id]
 
     async def redrive(self, ids: Sequence[str]) -> int:
         seqs, now = _seqs(ids), self._clock.time()
