@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import subprocess
 import sys
@@ -13,18 +14,9 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import IO
 
-from benchmarks.apps import PAYLOAD
+from benchmarks.apps import PAYLOAD, Reading
 
-MODEL = """
-import msgspec
-
-class Reading(msgspec.Struct):
-    device: str
-    celsius: float
-    humidity: float
-    labels: dict[str, str]
-    history: list[float]
-"""
+MODEL = f"import msgspec\n\n{inspect.getsource(Reading)}"
 
 OURS = (
     MODEL
