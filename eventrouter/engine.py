@@ -299,6 +299,7 @@ class Engine:
                 self._credit(lane)
                 found = self._ready(lane.function, claim)
                 if found is not None:
+                    self.journal.started(claim)
                     outcome = await self._attempt(lane, *found, claim.event, claim.id, claim.attempts + 1, slot)
                     self._settle(lane, claim, outcome)
                 turn += 1

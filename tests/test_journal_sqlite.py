@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pytest
 
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
+from eventrouter.journal import database
 from eventrouter.journal.database import Database
-from eventrouter.journal.protocol import Entry, Journal
+from eventrouter.journal.protocol import Entry, Journal, LetterQuery
+from eventrouter.journal.running import Running
 from eventrouter.journal.sqlite import SqliteJournal
 from eventrouter.model import RetryAt
 from journal_contract import DONE, JournalContract, entries, event, numbers
@@ -75,6 +78,122 @@ class TestFile(JournalContract):
         journal.want("f", 1)
         assert numbers(await self.claims(journal, 1)) == [1]
         await journal.close()
+
+    async def die(self, journal: SqliteJournal) -> None:
+        """Leave in the files what a killed process leaves."""
+        journal._marks.close = lambda: None  # type: ignore[method-assign]
+        await journal.close()
+
+    async def test_what_ran_at_ten_deaths_in_a_row_is_a_dead_letter(
+        self, make: Callable[..., SqliteJournal], clock: ManualClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for death in range(10):
+            journal = make()
+            await journal.open()
+            assert not (await journal.depth()).get("f", {}).get("dead")
+            journal.want("f", 3)
+            if death == 0:
+                await journal.accept(entries("f", 1, 2, 3))
+            claims = await self.claims(journal, 3)
+            journal.started(claims[0])
+            if death == 5:
+                journal.started(claims[1])  # once is no row
+            await self.die(journal)
+        journal = make()
+        await journal.open()
+        (letter,) = await journal.dead(LetterQuery())
+        assert (letter.reason, letter.error_message) == ("RouterCrashed", "the router died 10 times in a row while running it")
+        assert (numbers([letter]), letter.attempts, letter.died_at) == ([1], 0, clock.time())
+        assert f"f: dead letter {letter.id} (RouterCrashed)" in caplog.text
+        journal.want("f", 3)
+        assert numbers(await self.claims(journal, 2)) == [2, 3]
+        await journal.close()
+
+    async def test_an_attempt_that_ends_breaks_the_row(self, make: Callable[..., SqliteJournal], clock: ManualClock) -> None:
+        for death in range(15):
+            journal = make()
+            await journal.open()
+            journal.want("f", 1)
+            if death == 0:
+                await journal.accept(entries("f", 1))
+            (claim,) = await self.claims(journal, 1)
+            journal.started(claim)
+            if death == 7:
+                journal.settle(claim, RetryAt(clock.time(), 1))
+                await journal.flush()
+            await self.die(journal)
+        journal = make()
+        await journal.open()
+        assert await journal.dead(LetterQuery()) == []
+        await journal.close()
+
+    async def test_a_stop_is_no_death(self, make: Callable[..., SqliteJournal]) -> None:
+        for stop in range(11):
+            journal = make()
+            await journal.open()
+            journal.want("f", 1)
+            if stop == 0:
+                await journal.accept(entries("f", 1))
+            (claim,) = await self.claims(journal, 1)
+            journal.started(claim)
+            await journal.close()
+        journal = make()
+        await journal.open()
+        assert (await journal.depth())["f"] == {"waiting": 1, "running": 0, "dead": 0}
+        await journal.close()
+
+    async def test_the_first_releases_file_is_upgraded(
+        self, make: Callable[..., SqliteJournal], clock: ManualClock, tmp_path: Path
+    ) -> None:
+        (tmp_path / "journal.db").write_bytes(gzip.decompress((Path(__file__).parent / "data/journal-1.db.gz").read_bytes()))
+        journal = make(history=86_400)
+        await journal.open()
+        assert await journal.depth() == {
+            "f": {"waiting": 4, "running": 0, "dead": 1},
+            "g": {"waiting": 1, "running": 0, "dead": 0},
+        }
+        (letter,) = await journal.dead(LetterQuery())
+        assert (numbers([letter]), letter.reason, letter.error_message) == ([2], "RetriesExhausted", "no such device")
+        assert await journal.get("cron/tick") == b"42"
+        assert [found.state for found in await journal.find("known")] == ["waiting"]
+        assert await journal.accept([Entry("f", event(5, "known"))]) == [False]
+        journal.want("f", 9)
+        assert numbers(await self.claims(journal, 3)) == [4, 5, 6]
+        clock.advance(61)
+        (retried,) = await self.claims(journal, 1)
+        assert (numbers([retried]), retried.attempts) == ([3], 1)
+        await journal.close()
+        journal = make()
+        await journal.open()  # and now it is of today's
+        await journal.close()
+
+    async def test_an_upgrade_that_fails_changes_nothing(self, make: Callable[..., SqliteJournal], tmp_path: Path) -> None:
+        old = gzip.decompress((Path(__file__).parent / "data/journal-1.db.gz").read_bytes())
+        (tmp_path / "journal.db").write_bytes(old)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(database._UPGRADES, 1, f"{database._UPGRADES[1]}; SELECT x FROM nowhere")
+            with pytest.raises(JournalError, match="no such table"):
+                await make().open()
+        reader = apsw.Connection(str(tmp_path / "journal.db"))
+        assert reader.pragma("user_version") == 1
+        reader.close()
+        journal = make()
+        await journal.open()
+        assert (await journal.depth())["f"]["waiting"] == 4
+        await journal.close()
+
+    async def test_more_places_are_made_for_what_runs(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "running", None):
+            running = Running(path)
+            running.clear()
+            places = [running.start(seq) for seq in range(1, 3001)]
+            assert len(set(places)) == 3000
+            running.end(places[7])
+            assert running.start(5000) == places[7]
+            if path is not None:
+                assert sorted(Running(path).before) == sorted({*range(1, 3001), 5000} - {8})
+            running.close()
+        assert Running(tmp_path / "running").before == []
 
 
 class TestMemory(JournalContract):

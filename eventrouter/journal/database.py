@@ -22,7 +22,8 @@ _STATES: Final = ("waiting", "running", "dead", "done")  # 2 is a dead letter
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went back further than this was set back
 _APPLICATION: Final = 0x45565254  # "EVRT", in the file's header
-_VERSION: Final = 1
+_VERSION: Final = 2
+_DEATHS: Final = 10  # of the router, while it was running an event, in a row; then it's the event
 _RESERVE: Final = 10**9  # sequence numbers that one opening may use
 _SLICE: Final = 20_000  # rows that `find` looks through at a time, some 10 ms
 
@@ -32,7 +33,8 @@ _SLICE: Final = 20_000  # rows that `find` looks through at a time, some 10 ms
 _SCHEMA: Final = """
 CREATE TABLE invocation (
     seq INTEGER PRIMARY KEY, state INTEGER NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL, accepted REAL NOT NULL,
-    function TEXT NOT NULL, reason TEXT, error_type TEXT, error_message TEXT, event BLOB NOT NULL) STRICT;
+    function TEXT NOT NULL, reason TEXT, error_type TEXT, error_message TEXT, event BLOB NOT NULL,
+    deaths INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE INDEX waiting ON invocation (function, due, seq) WHERE state = 0;
 CREATE INDEX dead ON invocation (seq, function) WHERE state = 2;
 CREATE INDEX done ON invocation (due) WHERE state = 3;
@@ -43,6 +45,8 @@ CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT R
 CREATE TABLE numbering (next INTEGER NOT NULL) STRICT;
 INSERT INTO numbering VALUES (0);
 """
+# What makes a file of that version one of the next.
+_UPGRADES: Final = {1: "ALTER TABLE invocation ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0"}
 
 
 def claim_id(seq: int) -> str:
@@ -60,11 +64,14 @@ def claim_seq(id: str) -> int | None:
 
 
 class RowClaim(Claim):
-    __slots__ = ("seq",)
+    """mark: its place among those that are being run; -1: no attempt has begun."""
+
+    __slots__ = ("mark", "seq")
 
     def __init__(self, seq: int, function: str, event: Event, attempts: int, accepted: float, hint: Any = None) -> None:
         # Claim's own __init__ spelt out: one call less for every event.
         self.seq = seq
+        self.mark = -1
         self.id = f"00000000-0000-4000-8{seq >> 48:03x}-{seq & 0xFFFF_FFFF_FFFF:012x}"
         self.function = function
         self.event = event
@@ -106,7 +113,7 @@ _INSERT: Final = _sized(
 _DELETE: Final = _sized("DELETE FROM invocation WHERE seq IN (", ("?1",), ")")
 _TAKE: Final = _sized("UPDATE invocation SET state = 1 WHERE seq IN (", ("?1",), ")")
 _RELEASE: Final = _sized("UPDATE invocation SET state = 0, due = accepted WHERE state = 1 AND seq IN (", ("?1",), ")")
-_RETRY: Final = "UPDATE invocation SET state = 0, due = ?, attempts = ? WHERE seq = ?"
+_RETRY: Final = "UPDATE invocation SET state = 0, due = ?, attempts = ?, deaths = 0 WHERE seq = ?"
 _BURY: Final = "UPDATE invocation SET state = 2, due = ?, attempts = ?, reason = ?, error_type = ?, error_message = ? WHERE seq = ?"
 _DUE: Final = """SELECT seq, attempts, accepted, event FROM invocation INDEXED BY waiting
     WHERE state = 0 AND function = ? AND due <= ? ORDER BY due, seq LIMIT ?"""
@@ -114,8 +121,11 @@ _NEXT_DUE: Final = "SELECT due FROM invocation INDEXED BY waiting WHERE state = 
 _LETTERS: Final = """SELECT seq, function, reason, error_type, error_message, attempts, due, event FROM invocation INDEXED BY dead
     WHERE state = 2 AND seq > ?1 AND (?2 IS NULL OR function = ?2) AND (?3 IS NULL OR ?3 IN (reason, error_type))
     AND (?4 IS NULL OR due >= ?4) ORDER BY seq LIMIT ?5"""
-_REDRIVE: Final = """UPDATE invocation SET seq = ?1, state = 0, due = ?2, accepted = ?2, attempts = 0,
+_REDRIVE: Final = """UPDATE invocation SET seq = ?1, state = 0, due = ?2, accepted = ?2, attempts = 0, deaths = 0,
     reason = NULL, error_type = NULL, error_message = NULL WHERE seq = ?3 AND state = 2 RETURNING function"""
+_CRASHED: Final = """UPDATE invocation SET state = 2, due = ?1, reason = 'RouterCrashed', error_type = 'RouterCrashed',
+    error_message = 'the router died ' || deaths || ' times in a row while running it' WHERE state = 1 AND deaths >= ?2
+    RETURNING seq, function"""
 _FORGET: Final = """DELETE FROM invocation WHERE seq IN (
     SELECT seq FROM invocation INDEXED BY done WHERE state = 3 AND due <= ? ORDER BY due LIMIT ?)"""
 _PURGE: Final = "DELETE FROM invocation WHERE seq = ? AND state = 2"
@@ -137,8 +147,11 @@ class Database:
             f" WHERE seen.at <= excluded.at - {float(dedupe)!r}",
         )
 
-    def open(self, now: float) -> int:
-        """Recover, and return the first sequence number to use. Raises JournalError."""
+    def open(self, now: float, running: Sequence[int]) -> tuple[int, list[tuple[str, str]]]:
+        """Recover. running: seqs that a dead predecessor was running. Raises JournalError.
+
+        Returns the first sequence number to use, and (id, function) of what was given up.
+        """
         try:
             self._connection = apsw.Connection(":memory:" if self._path is None else str(self._path))
         except apsw.Error as error:
@@ -146,7 +159,7 @@ class Database:
         self._execute = self._connection.execute
         try:
             self._check()
-            return self._recover(now)
+            return self._recover(now, running)
         except apsw.Error as error:
             self._connection.close()
             raise self.explain(error) from error
@@ -178,14 +191,21 @@ class Database:
             connection.pragma(name, value)
             if (got := connection.pragma(name)) != want:
                 raise JournalError(f"journal {self._path}: SQLite refused {name} = {value} (it is {got}); use a local disk for it")
-        if not tables:
-            with connection:
+        with connection:
+            if not tables:
                 connection.execute(_SCHEMA).fetchall()  # several statements run no further than they are read
                 connection.pragma("application_id", _APPLICATION)
-                connection.pragma("user_version", _VERSION)
+            else:
+                for old in range(version, _VERSION):
+                    connection.execute(_UPGRADES[old]).fetchall()
+            connection.pragma("user_version", _VERSION)
 
-    def _recover(self, now: float) -> int:
+    def _recover(self, now: float, running: Sequence[int]) -> tuple[int, list[tuple[str, str]]]:
         with self._connection:
+            self._connection.executemany(
+                "UPDATE invocation SET deaths = deaths + 1 WHERE seq = ? AND state = 1", [(seq,) for seq in running]
+            )
+            crashed = [(claim_id(seq), function) for seq, function in self._rows(_CRASHED, (now, _DEATHS))]
             # What a dead predecessor was running comes first again, uncharged.
             self._execute("UPDATE invocation SET state = 0, due = accepted WHERE state = 1")
             newest = self._execute("SELECT accepted FROM invocation ORDER BY seq DESC LIMIT 1").get
@@ -194,7 +214,7 @@ class Database:
             first: int = max(self._execute("SELECT next FROM numbering").get, int(now * 1e6), 1)
             # Reserved before use: no id comes twice, whatever was deleted, crashed, or done to the clock.
             self._execute("UPDATE numbering SET next = ?", (first + _RESERVE,))
-        return first
+        return first, crashed
 
     def set_clock_back(self, now: float) -> None:
         """What was accepted in a future that did not come is due now; its retries keep their delays."""

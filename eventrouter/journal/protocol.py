@@ -101,6 +101,9 @@ class Journal(Protocol):
     async def claims(self) -> list[Claim]:
         """Wait for due work that has credit. One caller at a time."""
 
+    def started(self, claim: Claim) -> None:
+        """An attempt begins. What the router was running at ten deaths in a row is opened as a dead letter, `RouterCrashed`."""
+
     def settle(self, claim: Claim, decision: Decision) -> None:
         """Never blocks: joins the next commit. Repeated for one claim it is harmless."""
 

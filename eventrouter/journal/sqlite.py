@@ -6,6 +6,7 @@ This is the event loop's side: it queues operations, and hears once per commit w
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,10 +18,12 @@ from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
 from eventrouter.journal.database import Database, RowClaim, claim_seq
 from eventrouter.journal.protocol import Claim, Entry, Letter, LetterQuery, Whereabouts
-from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Operation, Settlement, Want, Writer
+from eventrouter.journal.running import Running
+from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Opened, Operation, Settlement, Want, Writer
 from eventrouter.model import Decision, Done, Event, Release, RetryAt
 
 T = TypeVar("T")
+log = logging.getLogger("eventrouter.journal")
 
 _TRY_AGAIN: Final = 1.0  # seconds after a failed commit
 
@@ -33,6 +36,7 @@ class SqliteJournal:
 
     def __init__(self, path: Path | None, *, clock: Clock, dedupe: float = 86_400, history: float = 0) -> None:
         self._clock = clock
+        self._path = path
         self._database = Database(path, dedupe, history)
         self._writer: Writer | None = None
         self._put: Callable[[Operation], None] = _closed
@@ -47,14 +51,24 @@ class SqliteJournal:
         if self._writer is not None:
             raise JournalError("this journal has been opened before; make a new one")
         loop = asyncio.get_running_loop()
-        opened: asyncio.Future[int] = loop.create_future()
-        self._writer = Writer(self._database, self._clock, opened, self._heard)
+        try:
+            self._marks = Running(self._path and self._path.with_name("running"))
+        except OSError as error:
+            raise JournalError(f"journal {self._path}: {error.strerror}; check that its folder exists and is yours") from None
+        opened: Opened = loop.create_future()
+        self._writer = Writer(self._database, self._clock, self._marks.before, opened, self._heard)
         self._writer.start()
         try:
-            self._seq = await opened
+            self._seq, crashed = await opened
         except asyncio.CancelledError:
             self._writer.put(Close(loop.create_future()))
             raise
+        self._marks.clear()
+        for id, function in crashed:
+            log.error(
+                "%s: dead letter %s (RouterCrashed): the router died while running it, too often in a row; `eventrouter dlq show %s`",
+                function, id, id, extra={"action": "invocation.dead", "function": function, "invocation": id},
+            )  # fmt: skip
         self._put = self._writer.put
 
     async def close(self) -> None:
@@ -72,6 +86,7 @@ class SqliteJournal:
             self._waiter.set_exception(_is_closed())
         await asyncio.wait((closed,))
         self._writer.join()
+        self._marks.close()
         self._running.clear()
         self._ready.clear()
         closed.result()
@@ -103,12 +118,18 @@ class SqliteJournal:
         ready, self._ready = self._ready, []
         return ready
 
+    def started(self, claim: Claim) -> None:
+        if isinstance(claim, RowClaim) and self._put is not _closed:
+            claim.mark = self._marks.start(claim.seq)
+
     def settle(self, claim: Claim, decision: Decision) -> None:
         # By identity: the same row may have been handed out anew, and that claim is another's to settle.
         if not isinstance(claim, RowClaim) or self._running.get(claim.seq) is not claim or self._put is _closed:
             return
         seq = claim.seq
         del self._running[seq]
+        if claim.mark >= 0:
+            self._marks.end(claim.mark)
         if isinstance(decision, Done):
             self._put(seq)
         elif isinstance(decision, RetryAt):

@@ -116,13 +116,17 @@ class _Lane:
         self.size = _FIRST_REFILL
 
 
-class Writer(Thread):
-    """opened: resolves to the first sequence number to use. heard: run on the loop after every transaction."""
+Opened = asyncio.Future[tuple[int, list[tuple[str, str]]]]
 
-    def __init__(self, database: Database, clock: Clock, opened: asyncio.Future[int], heard: Callable[[Commit], None]) -> None:
+
+class Writer(Thread):
+    """opened: resolves to what `Database.open` returns. heard: run on the loop after every transaction."""
+
+    def __init__(self, database: Database, clock: Clock, running: Sequence[int], opened: Opened, heard: Callable[[Commit], None]) -> None:
         super().__init__(name="eventrouter-journal", daemon=True)
         self._database = database
         self._clock = clock
+        self._running = running
         self._opened = opened
         self._loop = opened.get_loop()
         self._heard = heard
@@ -137,11 +141,11 @@ class Writer(Thread):
     def run(self) -> None:
         try:
             self._now = self._clock.time()
-            first = self._database.open(self._now)
+            recovered = self._database.open(self._now, self._running)
         except Exception as error:
             self._tell(self._opened_or_not, None, error)
             return
-        if self._tell(self._opened_or_not, first, None):
+        if self._tell(self._opened_or_not, recovered, None):
             self._write_until_closed()
         else:
             self._database.close()
@@ -153,11 +157,11 @@ class Writer(Thread):
             return False
         return True
 
-    def _opened_or_not(self, first: int | None, error: Exception | None) -> None:
+    def _opened_or_not(self, recovered: Any, error: Exception | None) -> None:
         if self._opened.done():
             return
-        if first is not None:
-            self._opened.set_result(first)
+        if recovered is not None:
+            self._opened.set_result(recovered)
         elif error is not None:
             self._opened.set_exception(error)
 
