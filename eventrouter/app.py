@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import IO, Any, Self
 
+from eventrouter import crashpoints
 from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, load_config, seconds
 from eventrouter.engine import Engine
@@ -46,6 +47,7 @@ class App:
         clock: Clock | None = None,
         folder: Path | None = None,
     ) -> None:
+        crashpoints.check()
         self.plugins = plugins or load_plugins()
         self.config = config or load_config(self.plugins.by_name, folder=folder or Path(), environ=os.environ)
         self.clock = clock or SystemClock()

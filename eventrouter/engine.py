@@ -18,6 +18,7 @@ from typing import Any
 
 from eventrouter.binding import Dependencies
 from eventrouter.clock import Clock
+from eventrouter.crashpoints import crash_point
 from eventrouter.errors import InvalidPayload, Reject, Retry, Throttled
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim, Entry, Journal, LetterQuery
@@ -203,6 +204,7 @@ class Engine:
                 receipt.set_exception(error)
                 return
             self.journal_fault = ""
+            crash_point("receipt.before")
             fresh = written.result()
             new = sum(fresh)
             self.repeats += len(fresh) - new
@@ -210,6 +212,7 @@ class Engine:
                 self.lanes[entry.function].accepted += is_new
             receipt.set_result(new)
 
+        crash_point("accept.before")
         self.journal.accept(entries).add_done_callback(accepted)
         return receipt
 
@@ -300,7 +303,9 @@ class Engine:
                 found = self._ready(lane.function, claim)
                 if found is not None:
                     self.journal.started(claim)
+                    crash_point("attempt.before")
                     outcome = await self._attempt(lane, *found, claim.event, claim.id, claim.attempts + 1, slot)
+                    crash_point("attempt.after")
                     self._settle(lane, claim, outcome)
                 turn += 1
                 if turn % _TURN == 0:
@@ -422,7 +427,9 @@ class Engine:
         """What an attempt's outcome means for its invocation: the one place that decides it."""
         self._count(lane, outcome)
         if type(outcome) is Succeeded:  # the usual case needs no arithmetic
+            crash_point("settle.before")
             self.journal.settle(claim, _DONE)
+            crash_point("settle.after")
             return
         policy = lane.function.policy
         now = self._clock.time()
@@ -443,7 +450,9 @@ class Engine:
         self._settle_as(claim, Dead(reason, reason, message, claim.attempts), message, self._clock.time())
 
     def _settle_as(self, claim: Claim, decision: Decision, why: str, now: float) -> None:
+        crash_point("settle.before")
         self.journal.settle(claim, decision)
+        crash_point("settle.after")
         extra = {"function": claim.function, "invocation": claim.id, "event": claim.event.id}
         if isinstance(decision, Dead):
             lane = self.lanes.get(claim.function)

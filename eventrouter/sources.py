@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 import msgspec
 
 from eventrouter.clock import Clock
+from eventrouter.crashpoints import crash_point
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Journal
@@ -53,6 +54,7 @@ class Router:
 
     bindings: the functions with triggers of this source, in order of definition.
     folder: a folder of the source's own in the data folder, made when asked for.
+    crash_point: call it with "ack.before" and "ack.after" around acknowledging; tests make the process die there.
     """
 
     def __init__(
@@ -108,6 +110,8 @@ class Router:
     async def put(self, key: str, value: bytes | None) -> None:
         """Return when it is on disk; None deletes."""
         await self._journal.put(f"{self.name}/{key}", value)
+
+    crash_point = staticmethod(crash_point)
 
     def live(self) -> None:
         """The source takes events now."""

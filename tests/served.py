@@ -39,13 +39,17 @@ class Place:
         command = [sys.executable, "-m", "eventrouter", *words]
         return subprocess.run(command, cwd=self.folder, input=input, capture_output=True, text=True, timeout=60, check=False)
 
-    def serve(self, *words: str) -> str:
-        """Start it, and return what it printed until it was ready."""
+    def start(self, *words: str) -> subprocess.Popen[str]:
         with (self.folder / "out.txt").open("w") as out:
             command = [sys.executable, "-m", "eventrouter", "serve", *words]
             self.router = subprocess.Popen(command, cwd=self.folder, stdout=out, stderr=subprocess.STDOUT, text=True)
-        wait_for(lambda: re.search("^ready$", self.output, re.MULTILINE) or self.router.poll() is not None)  # type: ignore[union-attr]
-        assert self.router.poll() is None, self.output
+        return self.router
+
+    def serve(self, *words: str) -> str:
+        """Start it, and return what it printed until it was ready."""
+        router = self.start(*words)
+        wait_for(lambda: re.search("^ready$", self.output, re.MULTILINE) or router.poll() is not None)
+        assert router.poll() is None, self.output
         return self.output
 
     @property
@@ -66,11 +70,10 @@ class Place:
         assert found, self.output
         return str(found[-1])
 
-    def curl(self, *words: str) -> str:
-        """What curl prints. A word that begins with a slash is a path of the router's."""
-        address = self.address("http")
-        command = [program("curl", "curl"), "-sS", *(f"http://{address}{word}" if word.startswith("/") else word for word in words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    def curl(self, path: str, *options: str, check: bool = True) -> str:
+        """What curl prints for a path of the router's."""
+        command = [program("curl", "curl"), "-sS", *options, f"http://{self.address('http')}{path}"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=check).stdout
 
     @contextmanager
     def subscribed(self, filter: str) -> Iterator[Callable[[], str]]:

@@ -15,7 +15,7 @@ PLUGINS = ROOT / "plugins"
 # A module imports only from lower floors, or from its own room.
 FLOORS = {
     "errors": 0, "clock": 0,
-    "model": 1,
+    "model": 1, "crashpoints": 1,
     "retry": 2, "limits": 2, "routing": 2, "hookspecs": 2, "journal": 2, "runtimes": 2, "wildcards": 2,
     "binding": 3,
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,

@@ -36,12 +36,12 @@ def test_tour(place: Place) -> None:
     place.says(f"got hello.txt, {(EXAMPLES / 'tour.py').stat().st_size} bytes")
     place.run("send", "mqtt", "sensors/kitchen/temperature", '{"celsius": 21.5}')
     place.says("kitchen: 21.5 °C")
-    assert "order" in json.loads(place.curl("-X", "POST", "/orders", "-d", '{"item": "lamp", "count": 2}'))
-    assert "$.count: expected int, got str" in place.curl("-X", "POST", "/orders", "-d", '{"item": "lamp", "count": "2"}')
+    assert "order" in json.loads(place.curl("/orders", "-X", "POST", "-d", '{"item": "lamp", "count": 2}'))
+    assert "$.count: expected int, got str" in place.curl("/orders", "-X", "POST", "-d", '{"item": "lamp", "count": "2"}')
     place.says("(RetriesExhausted)")
     (letter,) = json.loads(place.run("dlq", "list", "--json"))
     assert (letter["function"], letter["error_message"], letter["attempts"]) == ("ship", "no lamp in stock", 3)
-    place.curl("-X", "POST", "/stock/lamp")
+    place.curl("/stock/lamp", "-X", "POST")
     assert "1" in place.run("dlq", "redrive", "--function", "ship")
     place.says("shipped 2 x lamp")
     assert json.loads(place.run("dlq", "list", "--json")) == []
@@ -64,7 +64,7 @@ def test_s3_import(place: Place) -> None:
 
 def test_http_notes(place: Place) -> None:
     place.serve("http_notes.py")
-    added = place.curl("-i", "-X", "POST", "/notes", "-d", '{"text": "buy milk"}')
+    added = place.curl("/notes", "-i", "-X", "POST", "-d", '{"text": "buy milk"}')
     assert "201 Created" in added
     assert "Location: /notes/1" in added
     assert json.loads(place.curl("/notes/1")) == {"text": "buy milk", "done": False}

@@ -11,6 +11,7 @@ from typing import Any, Final
 import apsw
 import msgspec
 
+from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
 from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Whereabouts
 from eventrouter.model import Event
@@ -249,7 +250,9 @@ class Database:
         try:
             self._execute("BEGIN IMMEDIATE")
             yield
+            crash_point("commit.before")
             self._execute("COMMIT")
+            crash_point("commit.after")
         except Exception as error:
             if self._connection.in_transaction:  # after some errors SQLite has rolled back by itself
                 with suppress(apsw.Error):

@@ -151,6 +151,7 @@ class CronSource(Source[None]):
     async def _reached(self, table: Timetable, moment: datetime) -> None:
         # A crash before this is on disk fires the tick again, under the same id: it runs once.
         table.move_on(moment)
+        self.router.crash_point("ack.before")
         try:
             await self.router.put(table.key, moment.astimezone(UTC).isoformat().encode())
         except JournalError as error:

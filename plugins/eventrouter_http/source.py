@@ -131,6 +131,7 @@ class HttpSource(Source[HttpConfig]):
                 event = await _event(request, self.router.clock.time())
                 self.router.check(binding, event, request.match_info if binding.trigger.names else _NONE)
                 await self.router.deliver_to(binding, event)
+                self.router.crash_point("ack.before")
             except web.HTTPRequestEntityTooLarge:
                 return self._too_large()
             except InvalidPayload as error:

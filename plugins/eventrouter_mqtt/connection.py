@@ -444,7 +444,9 @@ class Connection:
             if error is not None:
                 self._refused(error, batch)
             elif batch.mids and batch.session == self._session and self._client.is_connected():
+                self._router.crash_point("ack.before")
                 self._client.acknowledge(batch.mids)
+                self._router.crash_point("ack.after")
         sock = self._client.socket()
         if not self._reading and self._unacknowledged <= _UNACKNOWLEDGED // 2 and sock is not None:
             self._opened(sock)

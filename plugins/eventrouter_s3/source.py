@@ -209,7 +209,9 @@ class S3Source(Source[S3Config]):
             written += again
             if changes:
                 await self._deliver(name, changes, folder.manifest.is_new)
+                self.router.crash_point("ack.before")
                 await asyncio.to_thread(folder.manifest.report, changes)
+                self.router.crash_point("ack.after")
         for key in folder.unnamable:
             self.router.log.warning("bucket %s: %r is no object: its name is not UTF-8; rename it", name, key, extra={"action": "s3.name"})
         folder.unnamable.clear()
