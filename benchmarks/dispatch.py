@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from eventrouter import on
 from eventrouter.clock import SystemClock
 from eventrouter.engine import Engine
 from eventrouter.functions import Function, Policy
-from eventrouter.journal.protocol import Claim, Entry
+from eventrouter.journal.protocol import Claim, Entry, Note
 from eventrouter.model import Decision, new_id
 
 COUNT = 102_400
@@ -28,7 +29,7 @@ class InstantJournal:
         self._any = asyncio.Event()
 
     def accept(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
-        self._claims += [Claim(new_id(), entry.function, entry.event, 0, entry.event.time or 0, entry.hint) for entry in entries]
+        self._claims += [Claim(new_id(), entry.function, entry.event, 0, monotonic(), entry.hint) for entry in entries]
         self._any.set()
         done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         done.set_result([True] * len(entries))
@@ -44,7 +45,7 @@ class InstantJournal:
 
     def started(self, claim: Claim) -> None: ...
 
-    def settle(self, claim: Claim, decision: Decision) -> None: ...
+    def settle(self, claim: Claim, decision: Decision, entries: Sequence[Entry] = (), notes: Sequence[Note] = ()) -> None: ...
 
     async def depth(self) -> dict[str, dict[str, int]]:
         return {}

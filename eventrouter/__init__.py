@@ -1,21 +1,25 @@
 """AWS Lambda's event model on any machine: handlers, triggers, durable delivery."""
 
 from eventrouter.app import App
+from eventrouter.batches import Batch, PartialFailure
 from eventrouter.binding import Depends
 from eventrouter.clock import Clock
+from eventrouter.destinations import Message
 from eventrouter.errors import EventRouterError, Reject, Retry
-from eventrouter.functions import on, on_start, on_stop
+from eventrouter.functions import Idempotent, on, on_start, on_stop
 from eventrouter.hookspecs import Finding, Plugin, hookimpl
 from eventrouter.invoking import call_from_thread, invoke
+from eventrouter.journal.protocol import Received
 from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
 from eventrouter.retry import exponential, fixed, lambda_
-from eventrouter.sources import Binding, Health, Router, Source
+from eventrouter.sources import Binding, Health, Queue, Router, Source
 from eventrouter.wildcards import Wildcards
 
 __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "Batch",
     "Binding",
     "Clock",
     "Context",
@@ -25,9 +29,14 @@ __all__ = [
     "Failed",
     "Finding",
     "Health",
+    "Idempotent",
     "Interrupted",
+    "Message",
     "Outcome",
+    "PartialFailure",
     "Plugin",
+    "Queue",
+    "Received",
     "Reject",
     "Response",
     "Retry",

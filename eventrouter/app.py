@@ -16,10 +16,11 @@ from typing import IO, Any, Self
 
 from eventrouter import crashpoints
 from eventrouter.clock import Clock, SystemClock
-from eventrouter.config import Config, load_config, seconds
+from eventrouter.config import Config, backlog, byte_size, load_config, seconds
+from eventrouter.destinations import parse_destination
 from eventrouter.engine import Engine
 from eventrouter.errors import ConfigError, JournalError, suggest
-from eventrouter.functions import Collected, collect, load
+from eventrouter.functions import Collected, Function, collect, load
 from eventrouter.invoking import Here, make_here
 from eventrouter.journal.protocol import Journal
 from eventrouter.model import Event, Outcome, Trigger
@@ -108,23 +109,40 @@ class App:
             for trigger in function.triggers:
                 if trigger.source not in self.plugins.by_name:
                     raise ConfigError(f"{function.place}: {function.name}: no plugin is installed for {trigger.source!r} triggers")
+            for what in ("dlq", "on_success", "on_failure"):
+                self._check_destination(function, what)
         for plugin in self.plugins.by_name.values():
             if plugin.check is not None:
                 pairs = [(binding.function.name, binding.trigger) for binding in self._bindings(plugin.name)]
                 plugin.check(self.config.plugins.get(plugin.name), pairs)
+
+    def _check_destination(self, function: Function, what: str) -> None:
+        target = getattr(function.policy, what)
+        if target is None:
+            return
+        place = f"{function.place}: {function.name}: {what}"
+        to = parse_destination(target, place)
+        known = {"lambda", *(name for name, plugin in self.plugins.by_name.items() if plugin.destination)}
+        if to.scheme not in known:
+            raise ConfigError(f"{place}={target!r}: nothing can be sent to {to.scheme!r}{suggest(to.scheme, known)}")
+        if to.scheme == "lambda" and to.name not in self.functions:
+            raise ConfigError(f"{place}={target!r}: no function is named {to.name!r}{suggest(to.name, self.functions)}")
 
     def _bindings(self, source: str) -> list[Binding]:
         return [Binding(f, trigger) for f in self.functions.values() for trigger in f.triggers if trigger.source == source]
 
     def _make_journal(self) -> Journal:
         from eventrouter.journal.sqlite import SqliteJournal  # noqa: PLC0415 - apsw is not needed to list functions
+        from eventrouter.journal.writer import Limits  # noqa: PLC0415
 
         config = self.config.journal
         known = {"sqlite": self.config.data / "journal.db", "memory": None}
         if config.url not in known:
             raise ConfigError(f"[journal] url: {config.url!r} is no journal{suggest(config.url, known)}")
         dedupe, history = seconds(config.dedupe, "[journal] dedupe"), seconds(config.history, "[journal] history")
-        return SqliteJournal(known[config.url], clock=self.clock, dedupe=dedupe, history=history)
+        rows, size = backlog(config.max_backlog)
+        limits = Limits(rows, size, byte_size(config.min_free, "[journal] min_free"))
+        return SqliteJournal(known[config.url], clock=self.clock, dedupe=dedupe, history=history, limits=limits)
 
     # Life
 
@@ -150,7 +168,7 @@ class App:
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
             make_current(self.sources)
-            self.supervisor = Supervisor(self.sources, self.clock, lambda: self.engine.journal_fault)
+            self.supervisor = Supervisor(self.sources, self.clock, lambda: self.journal.fault)
             stack.push_async_callback(self.supervisor.close)
             stack.push_async_callback(self._run_stops)
             for function in self.collected.starts:
@@ -187,7 +205,11 @@ class App:
                 continue
             module, _, cls = plugin.source.partition(":")
             router = Router(name, bindings, self.engine, self.journal, self.clock, self.config.data, self.config.base)
-            found[name] = getattr(importlib.import_module(module), cls)(self.config.plugins.get(name), router)
+            source = found[name] = getattr(importlib.import_module(module), cls)(self.config.plugins.get(name), router)
+            if hasattr(source, "queue"):
+                self.engine.intake.queueing[name] = source.queue
+            if plugin.destination:
+                self.engine.intake.senders[name] = source.message
         return found
 
     async def _drain(self) -> None:

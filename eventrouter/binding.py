@@ -65,31 +65,68 @@ class Binder:
         for get in (*self._getters, *self._keywords.values()):
             get(event, captures, None)
 
-    @staticmethod
-    def for_triggers(
-        handler: Callable[..., Any], name: str, place: str, triggers: Sequence[Trigger]
-    ) -> tuple[bool, dict[Trigger | None, Binder]]:
-        """Whether it is a Lambda function; one binder per trigger, and under None the one for direct invocation.
 
-        Raises ConfigError naming function, place and each parameter that nothing can fill.
-        """
-        signature = _Signature(handler, name, place)
-        binders: dict[Trigger | None, Binder] = {}
-        unbound: dict[str, set[str]] = {}
-        for trigger in triggers:
-            binders[trigger], left = signature.bind(trigger)
-            for parameter in left:
-                unbound.setdefault(parameter, set()).add(str(trigger))
-        signature.report(unbound, triggers)
-        binders[None] = signature.bind_direct(triggers)
-        return signature.is_lambda, binders
+class BatchBinder:
+    """Turns events of one trigger into a handler's arguments: lists, each with a place for every event.
+
+    needs_context, depends: as Binder's. `one` reads an event, `all` makes the arguments of several that were read.
+    """
+
+    __slots__ = ("_columns", "_records", "depends", "needs_context")
+
+    def __init__(
+        self, columns: Mapping[str, Getter], depends: Mapping[str, Depends], needs_context: bool, trigger: Trigger | None, is_lambda: bool
+    ) -> None:
+        self._columns = dict(columns)
+        self._records = (trigger.aws_event if trigger is not None else lambda events: _decode_any(events[0])) if is_lambda else None
+        self.depends = dict(depends)
+        self.needs_context = needs_context
+
+    def one(self, event: Event, captures: Captures) -> Sequence[Any]:
+        """Raises InvalidPayload with the path of the fault."""
+        if self._records is not None:
+            return (self._records((event,)),)
+        return [get(event, captures, None) for get in self._columns.values()]
+
+    def all(self, rows: Sequence[Sequence[Any]], context: Context | None) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Positional and keyword arguments."""
+        if self._records is not None:
+            records: list[Any] = []
+            for (made,) in rows:
+                found = made.get("Records") if isinstance(made, dict) else None
+                records += found if isinstance(found, list) else [made]
+            return ({"Records": records}, context), {}
+        arguments: dict[str, Any] = {}
+        for place, name in enumerate(self._columns):
+            is_context = self._columns[name] is _context
+            arguments[name] = context if is_context else [row[place] for row in rows]
+        return (), arguments
+
+
+def bind_triggers(
+    handler: Callable[..., Any], name: str, place: str, triggers: Sequence[Trigger], *, batch: bool = False
+) -> tuple[bool, dict[Trigger | None, Any]]:
+    """Whether it is a Lambda function; one Binder (or BatchBinder) per trigger, and under None the one for direct invocation.
+
+    Raises ConfigError naming function, place and each parameter that nothing can fill.
+    """
+    signature = _Signature(handler, name, place, batch)
+    binders: dict[Trigger | None, Any] = {}
+    unbound: dict[str, set[str]] = {}
+    for trigger in triggers:
+        binders[trigger], left = signature.bind(trigger)
+        for parameter in left:
+            unbound.setdefault(parameter, set()).add(str(trigger))
+    signature.report(unbound, triggers)
+    binders[None] = signature.bind_direct(triggers)
+    return signature.is_lambda, binders
 
 
 class _Signature:
     """A handler's parameters, read once and bound per trigger."""
 
-    def __init__(self, handler: Callable[..., Any], name: str, place: str) -> None:
-        self.name, self.place = name, place
+    def __init__(self, handler: Callable[..., Any], name: str, place: str, batch: bool) -> None:
+        self.name, self.place, self.batch = name, place, batch
         try:
             hints = typing.get_type_hints(handler, include_extras=True)
         except Exception as error:
@@ -100,13 +137,17 @@ class _Signature:
             raise ConfigError(f"{place}: {name}: nothing can fill {', '.join(starred)}; name each parameter")
         self.is_lambda = _is_lambda(self.parameters)
 
-    def bind(self, trigger: Trigger) -> tuple[Binder, list[str]]:
+    def bind(self, trigger: Trigger) -> tuple[Binder | BatchBinder, list[str]]:
         """The binder, and the parameters that this trigger can't fill."""
+        if self.is_lambda and self.batch:
+            return BatchBinder({}, {}, True, trigger, True), []
         if self.is_lambda:
             return Binder([lambda event, captures, context: trigger.aws_event((event,)), _context], {}, {}, True), []
         return self._bind(trigger.names, trigger)
 
-    def bind_direct(self, triggers: Sequence[Trigger]) -> Binder:
+    def bind_direct(self, triggers: Sequence[Trigger]) -> Binder | BatchBinder:
+        if self.is_lambda and self.batch:
+            return BatchBinder({}, {}, True, None, True)
         if self.is_lambda:
             return Binder([lambda event, captures, context: _decode_any(event), _context], {}, {}, True)
         names = tuple(dict.fromkeys(name for trigger in triggers for name in trigger.names))
@@ -125,7 +166,7 @@ class _Signature:
                 "an Event, a Context, Annotated[..., Depends(...)], the one payload, or over HTTP a query parameter with a default"
             )
 
-    def _bind(self, names: Sequence[str], trigger: Trigger | None) -> tuple[Binder, list[str]]:
+    def _bind(self, names: Sequence[str], trigger: Trigger | None) -> tuple[Binder | BatchBinder, list[str]]:
         query = trigger is not None and type(trigger).query is not Trigger.query
         getters: list[Getter] = []
         keywords: dict[str, Getter] = {}
@@ -133,9 +174,10 @@ class _Signature:
         left: list[str] = []
         payload: str | None = None
         needs_context = False
-        for p in self.parameters:
-            dependency = _dependency(p.annotation)
+        for given in self.parameters:
+            dependency = _dependency(given.annotation)
             get: Getter | None = None
+            p = self._element(given, given.name in names) if self.batch and dependency is None else given
             if p.name in names:
                 get = _capture(p)
             elif dependency is not None:
@@ -159,15 +201,31 @@ class _Signature:
             else:
                 left.append(p.name)
                 continue
-            if p.kind is p.KEYWORD_ONLY or depends or keywords or len(getters) != self.parameters.index(p):
-                if p.kind is p.POSITIONAL_ONLY:
-                    raise ConfigError(
-                        f"{self.place}: {self.name}: {p.name!r} is positional-only and follows one with no value; drop the `/`"
-                    )
-                keywords[p.name] = get
-            else:
+            by_name = self.batch or depends or keywords or len(getters) != self.parameters.index(given)
+            if p.kind is not p.KEYWORD_ONLY and not by_name:
                 getters.append(get)
+                continue
+            if p.kind is p.POSITIONAL_ONLY:
+                raise ConfigError(f"{self.place}: {self.name}: {p.name!r} is positional-only and can't be filled by its name; drop the `/`")
+            keywords[p.name] = get
+        if self.batch:
+            return BatchBinder(keywords, depends, needs_context, trigger, False), left
         return Binder(getters, keywords, depends, needs_context), left
+
+    def _element(self, p: inspect.Parameter, captured: bool) -> inspect.Parameter:
+        """Of a batch's lists, what each element is to be."""
+        if p.annotation is Context:
+            return p
+        if (get_origin(p.annotation) or p.annotation) in (list, Sequence):
+            (element,) = get_args(p.annotation) or (_EMPTY,)
+            return p.replace(annotation=element)
+        if p.annotation is _EMPTY and not captured:
+            return p
+        if p.default is not _EMPTY and not captured:
+            return p
+        raise ConfigError(
+            f"{self.place}: {self.name}: with batch=, {p.name!r} is a list with a place for each event; annotate it list[...]"
+        )
 
 
 def _is_lambda(parameters: Sequence[inspect.Parameter]) -> bool:

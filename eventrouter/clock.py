@@ -47,14 +47,19 @@ class ManualClock:
 
     def __init__(self, start: float = 1_767_225_600.0) -> None:
         self._now = start
+        self._set = 0.0  # by how much the wall clock was set
         self._timers: list[tuple[float, int, Callable[[], object] | None, _ManualTimer]] = []
         self._order = itertools.count()
 
     def time(self) -> float:
-        return self._now
+        return self._now + self._set
 
     def monotonic(self) -> float:
         return self._now
+
+    def set(self, seconds: float) -> None:
+        """Set the wall clock forward, or back; no time passes by that."""
+        self._set += seconds
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
         timer = _ManualTimer()

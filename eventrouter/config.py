@@ -32,9 +32,13 @@ class AppConfig(msgspec.Struct, kw_only=True):
 
 class JournalConfig(msgspec.Struct, kw_only=True):
     """`[journal]`. url: "sqlite" (DIR/journal.db) or "memory". dedupe, history: seconds, or "24h" and the like:
-    how long a repeat of an event is known, and how long done events are kept for `eventrouter event`."""
+    how long a repeat of an event is known, and how long done events are kept for `eventrouter event`.
+    max_backlog: events that may wait, or bytes that the journal may have ("20GB"); 0: no limit. min_free: what is to be left of the
+    disk. Beyond either no more events are taken until there is room."""
 
     url: str = "sqlite"
+    max_backlog: int | str = 10_000_000
+    min_free: int | str = "256MB"
     dedupe: str | float = "24h"
     history: str | float = 0
 
@@ -130,6 +134,26 @@ def _section(name: str, kind: type[S], path: Path, table: dict[str, Any], enviro
     except msgspec.ValidationError as error:
         where, fault = explain(error)
         raise ConfigError(f"{place} {where.removeprefix('$.')}: {fault}") from None
+
+
+_UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+
+
+def byte_size(value: int | str, what: str) -> int:
+    """`"512MB"`, `"20GB"`, or a number of bytes. Raises ConfigError naming `what`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(value).strip(), re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f'{what}={value!r}: write a size such as "512MB", or a number of bytes')
+    return int(float(match[1]) * _UNITS[(match[2] or "B").upper()])
+
+
+def backlog(value: int | str) -> tuple[int, int]:
+    """`[journal] max_backlog` as (events, bytes); one of them is 0. Raises ConfigError."""
+    if isinstance(value, str) and not value.strip().isdecimal():
+        return 0, byte_size(value, "[journal] max_backlog")
+    if (events := int(value)) < 0:
+        raise ConfigError(f'[journal] max_backlog={value!r}: write a number of events, or a size such as "20GB"; 0 is no limit')
+    return events, 0
 
 
 def _known(table: Mapping[str, Any], kind: type[msgspec.Struct], place: str) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from eventrouter.engine import describe
+from eventrouter.attempts import describe
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning, explain, suggest
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
@@ -81,8 +81,8 @@ class Operations:
             "pid": os.getpid(),
             "health": health,
             "functions": functions,
-            "unmatched": app.engine.unmatched,
-            "repeats": app.engine.repeats,
+            "unmatched": app.engine.intake.unmatched,
+            "repeats": app.engine.intake.repeats,
         }
 
     async def functions(self) -> list[dict[str, Any]]:

@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, Unpack
 import msgspec
 from msgspec import Meta
 
-from eventrouter.binding import Binder
+from eventrouter.batches import Batch
+from eventrouter.binding import bind_triggers
 from eventrouter.errors import ConfigError, explain, suggest
-from eventrouter.model import Trigger
+from eventrouter.model import Event, Trigger
+from eventrouter.paths import parse_path
 from eventrouter.retry import Backoff, exponential, parse_backoff
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,6 +27,24 @@ _MARK = "__eventrouter_on__"
 _LIFE = "__eventrouter_life__"
 
 Isolation = Literal["inline", "thread"]
+
+
+class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`Idempotent("$.id", ttl=3600)`: events with the same value at `path` of their payload are one piece of work.
+
+    The first that succeeds runs; for `ttl` seconds the others get its result. While one runs, the others wait.
+    """
+
+    path: str
+    ttl: float = 3600.0
+
+    def __post_init__(self) -> None:
+        parse_path(self.path)
+        if not 0 < self.ttl < float("inf"):
+            raise ValueError(f"Idempotent: ttl={self.ttl!r}: more than 0 seconds")
+
+    def __str__(self) -> str:
+        return f"{self.path}, ttl {self.ttl:g} s"
 
 
 class PolicyKeywords(TypedDict, total=False):
@@ -36,7 +56,13 @@ class PolicyKeywords(TypedDict, total=False):
     retries: int
     backoff: Backoff
     max_age: float
+    dlq: str
+    on_success: str
+    on_failure: str
     concurrency: int
+    order_by: str
+    batch: Batch
+    idempotent: Idempotent
     isolation: Isolation
     env: Mapping[str, str]
     tags: Mapping[str, str]
@@ -49,7 +75,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     retries: more attempts after the first.
     backoff: how long to wait before each of them.
     max_age: seconds an event may wait before it is dead-lettered.
+    dlq: where a copy of a dead letter goes, `"sqs:NAME"`, `"sns:NAME"`, `"lambda:NAME"`.
+    on_success, on_failure: where Lambda's record of the outcome goes, likewise.
     concurrency: reserved concurrency, guaranteed and capped; None shares the pool.
+    order_by: a wildcard's name, or a JSON path of the payload: events that are equal there run one after another.
+    batch: hand over lists of events. idempotent: one result for events that are one piece of work.
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
     env: what `context.env` holds.
     """
@@ -60,7 +90,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     retries: Annotated[int, Meta(ge=0, le=185)] = 2
     backoff: Backoff = exponential(2, 10, 300)
     max_age: Annotated[float, Meta(ge=60, le=604800)] = 21600.0
+    dlq: str | None = None
+    on_success: str | None = None
+    on_failure: str | None = None
     concurrency: Annotated[int, Meta(ge=0)] | None = None
+    order_by: str | None = None
+    batch: Batch | None = None
+    idempotent: Idempotent | None = None
     isolation: Isolation | None = None
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
@@ -145,7 +181,20 @@ class Function:
     is_lambda: whether the handler is a plain `(event, context)` Lambda function.
     """
 
-    __slots__ = ("binders", "handler", "is_async", "is_lambda", "isolation", "module", "name", "place", "policy", "triggers")
+    __slots__ = (
+        "_idempotency",
+        "_path",
+        "binders",
+        "handler",
+        "is_async",
+        "is_lambda",
+        "isolation",
+        "module",
+        "name",
+        "place",
+        "policy",
+        "triggers",
+    )
 
     def __init__(self, handler: Callable[..., Any], triggers: Sequence[Trigger], policy: Policy) -> None:
         code = handler.__code__
@@ -161,7 +210,55 @@ class Function:
         self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "thread")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
-        self.is_lambda, self.binders = Binder.for_triggers(handler, self.name, self.place, self.triggers)
+        if ":" in self.name:
+            raise ConfigError(f"{self.place}: name={self.name!r}: names with ':' are those of queues; choose one without")
+        self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
+        self._path = self._read_order()
+        self._check_batch()
+        self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
+
+    def _read_order(self) -> Callable[[Any], str | None] | None:
+        order = self.policy.order_by
+        if order is None:
+            return None
+        if order.startswith("$"):
+            try:
+                return parse_path(order)
+            except ValueError as error:
+                raise ConfigError(f"{self.place}: {self.name}: order_by: {error}") from None
+        names = {name for trigger in self.triggers for name in trigger.names}
+        if order not in names:
+            raise ConfigError(
+                f"{self.place}: {self.name}: order_by={order!r} is no wildcard of its triggers{suggest(order, names)}; "
+                "a JSON path begins with '$.'"
+            )
+        return None
+
+    def _check_batch(self) -> None:
+        if self.policy.batch is None:
+            return
+        for trigger in self.triggers:
+            if trigger.mode == "request":
+                raise ConfigError(f"{self.place}: {self.name}: batch= and {trigger}: a request has one answer; drop one of the two")
+        if self.policy.idempotent is not None:
+            raise ConfigError(f"{self.place}: {self.name}: batch= and idempotent= don't go together; drop one of the two")
+
+    def order_key(self, event: Event, captures: Mapping[str, str]) -> str | None:
+        """Which order the event belongs to, by `order_by`; None: it has none."""
+        if self._path is None:
+            return captures.get(self.policy.order_by or "")
+        return self._at(self._path, event)
+
+    def idempotency_key(self, event: Event) -> str | None:
+        """What makes the event the same as another, by `idempotent`; None: nothing does."""
+        return None if self._idempotency is None else self._at(self._idempotency, event)
+
+    @staticmethod
+    def _at(path: Callable[[Any], str | None], event: Event) -> str | None:
+        try:
+            return path(event.json())
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
 
     def __repr__(self) -> str:
         return f"Function({self.name!r}, {', '.join(map(str, self.triggers))})"

@@ -11,39 +11,46 @@ UNRESERVED_FLOOR = 100
 
 
 class Pool:
-    """Slots for running attempts: a function's reserved ones, or those that all others share."""
+    """Slots for running attempts: a function's reserved ones, or those that `sharers` others share.
 
-    __slots__ = ("_waiting", "free", "size")
+    The last tenth is for functions that have less than an equal part of it: one that is slow and busy can't take all.
+    """
 
-    def __init__(self, size: int) -> None:
+    __slots__ = ("_part", "_spare", "_waiting", "free", "size")
+
+    def __init__(self, size: int, sharers: int = 1) -> None:
         self.size = size
         self.free = size
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._spare = size // 10 if sharers > 1 else 0
+        self._part = max(1, self._spare // max(1, sharers))
+        self._waiting: deque[Callable[[], bool]] = deque()
 
-    def take(self) -> bool:
-        if self.free <= 0:
+    def take(self, active: int = 0) -> bool:
+        """active: how many slots the function has."""
+        if self.free <= 0 or (self.free <= self._spare and active >= self._part):
             return False
         self.free -= 1
         return True
 
     def give(self) -> None:
-        """Return a slot; who waited longest for one is called first."""
+        """Return a slot; who waited longest for one is called first, until one takes it."""
         self.free += 1
-        if self._waiting:
-            self._waiting.popleft()()
+        for _ in range(len(self._waiting)):
+            if self._waiting.popleft()():
+                break
 
     @property
-    def contended(self) -> bool:
-        """Somebody else waits for a slot."""
-        return bool(self._waiting)
+    def waiting(self) -> int:
+        """How many wait for a slot."""
+        return len(self._waiting)
 
-    def wait(self, wake: Callable[[], object]) -> None:
-        """Call `wake` once when a slot has come free; it may find it taken again."""
+    def wait(self, wake: Callable[[], bool]) -> None:
+        """Call `wake` once when a slot has come free; it says whether it took one."""
         self._waiting.append(wake)
 
 
-def share_out(total: int, reserved: Mapping[str, int]) -> tuple[Pool, dict[str, Pool]]:
-    """The shared pool and each reserving function's own.
+def share_out(total: int, reserved: Mapping[str, int], sharers: int = 1) -> tuple[Pool, dict[str, Pool]]:
+    """The shared pool and each reserving function's own. sharers: how many functions share the first.
 
     Raises ConfigError when less than 100 would stay unreserved, as AWS Lambda refuses it.
     """
@@ -54,4 +61,4 @@ def share_out(total: int, reserved: Mapping[str, int]) -> tuple[Pool, dict[str, 
             f"reserved concurrency leaves {rest} of {total} for other functions, {UNRESERVED_FLOOR} must stay: {names}; "
             "lower a `concurrency=` or raise `[app] concurrency`"
         )
-    return Pool(rest), {name: Pool(count) for name, count in reserved.items()}
+    return Pool(rest, sharers), {name: Pool(count) for name, count in reserved.items()}

@@ -55,9 +55,10 @@ class Event:
         source has none: the event gets a fresh id and is never deduplicated.
     time: seconds since 1970 when it happened; None is filled in when the router accepts it.
     attributes: whatever else the source knows (HTTP headers, S3 object size); JSON types only.
+    attempt: which attempt at it is being made, while a function gets it.
     """
 
-    __slots__ = ("_decoded", "attributes", "content_type", "data", "dedupe", "id", "source", "subject", "time", "type")
+    __slots__ = ("_decoded", "attempt", "attributes", "content_type", "data", "dedupe", "id", "source", "subject", "time", "type")
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class Event:
         self.id = new_id() if id is None else id
         self.time = time
         self.attributes = NOTHING if attributes is None else attributes
+        self.attempt = 1
 
     def json(self) -> Any:
         """The data decoded as JSON, once. Raises msgspec.DecodeError when it is not JSON."""

@@ -68,11 +68,11 @@ def parse_backoff(text: str) -> Backoff:
 
 
 def decide(
-    outcome: Outcome, *, retries: int, backoff: Backoff, max_age: float, attempts: int, accepted: float, now: float, spread: float
+    outcome: Outcome, *, retries: int, backoff: Backoff, max_age: float, attempts: int, age: float, now: float, spread: float
 ) -> Decision:
     """What follows from an attempt. Pure: the same arguments give the same decision.
 
-    attempts: those used up before this one. accepted, now: seconds since 1970.
+    attempts: those used up before this one. age: seconds since the event was accepted. now: seconds since 1970.
     spread: 0 <= spread < 1, fixed per invocation.
     """
     if isinstance(outcome, Succeeded):
@@ -90,7 +90,7 @@ def decide(
             return Dead("Unstoppable", error_type, f"{message}, and the handler refused to end", used)
     if attempts >= retries:
         return Dead("RetriesExhausted", error_type, message, used)
-    at = now + (backoff.delay(used, spread) if after is None else after)
-    if at - accepted > max_age:
+    delay = backoff.delay(used, spread) if after is None else after
+    if age + delay > max_age:
         return Dead("EventAgeExceeded", error_type, message, used)
-    return RetryAt(at, used)
+    return RetryAt(now + delay, used)

@@ -15,7 +15,7 @@ from eventrouter.clock import Clock
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.functions import Function
-from eventrouter.journal.protocol import Journal
+from eventrouter.journal.protocol import Journal, Received
 from eventrouter.model import NOTHING, Event, Outcome, Trigger
 
 log = logging.getLogger("eventrouter.sources")
@@ -30,6 +30,19 @@ class Binding(NamedTuple):
     trigger: Trigger
 
 
+class Queue(msgspec.Struct, frozen=True):
+    """How the router treats a queue of a source.
+
+    receives: how often a message is handed to somebody, then it is a dead letter. hide: seconds until it is handed out
+    again, unless it was removed. keep: seconds it may stay. dlq: where a copy of the dead letter goes (`"sqs:NAME"`).
+    """
+
+    receives: int
+    hide: float
+    keep: float
+    dlq: str | None = None
+
+
 class Intake(Protocol):
     """The engine, as sources see it."""
 
@@ -38,6 +51,8 @@ class Intake(Protocol):
     def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]: ...
 
     def request(self, binding: Binding, event: Event, captures: Mapping[str, str]) -> Awaitable[Outcome]: ...
+
+    async def receive(self, source: str, subject: str, count: int, hide: float) -> list[Received]: ...
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -103,6 +118,26 @@ class Router:
         """
         return self._intake.request(binding, event, captures)
 
+    @property
+    def fault(self) -> str:
+        """Why the journal takes no events at present (a full backlog, a full disk); empty while it does.
+
+        Leave them where they are until it is empty again; what is delivered meanwhile fails with JournalError.
+        """
+        return self._journal.fault
+
+    async def receive(self, subject: str, count: int, hide: float) -> list[Received]:
+        """Up to `count` messages of a queue of this source, unseen by others for `hide` seconds; see `Source.queue`."""
+        return await self._intake.receive(self.name, subject, count, hide)
+
+    async def remove(self, id: str, receives: int) -> bool:
+        """Delete a message by what `receive` said of it. False: it had been removed, or received again."""
+        return await self._journal.remove(id, receives)
+
+    async def hide(self, id: str, receives: int, seconds: float) -> bool:
+        """Change how long it is unseen from now on; 0: it can be received at once."""
+        return await self._journal.hide(id, receives, seconds)
+
     async def get(self, key: str) -> bytes | None:
         """Small durable state of this source's own."""
         return await self._journal.get(f"{self.name}/{key}")
@@ -142,6 +177,10 @@ class Source(Generic[ConfigT]):
     A source that also has `async def send(self, ...)` is offered as `eventrouter send NAME ...`: it puts a real
     event in. Positional parameters are the command's arguments, keyword-only ones with defaults its options,
     converted to their annotations (a `Path` is relative to the caller's folder); what it returns is printed as JSON.
+
+    A source with `def message(self, name, message) -> Event` takes what is sent to the destination `"SOURCE:NAME"` (its
+    plugin says `destination=True`). One with `def queue(self, subject) -> Queue` has queues: an event stays, under its subject, until
+    a function that has a trigger for it has handled it, or somebody has received and removed it.
     """
 
     name: ClassVar[str]

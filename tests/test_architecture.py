@@ -16,16 +16,19 @@ PLUGINS = ROOT / "plugins"
 FLOORS = {
     "errors": 0, "clock": 0,
     "model": 1, "crashpoints": 1,
-    "retry": 2, "limits": 2, "routing": 2, "hookspecs": 2, "journal": 2, "runtimes": 2, "wildcards": 2,
-    "binding": 3,
+    "retry": 2, "limits": 2, "routing": 2, "hookspecs": 2, "journal": 2, "runtimes": 2, "wildcards": 2, "paths": 2, "batches": 2,
+    "destinations": 2,
+    "binding": 3, "idempotency": 3,
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,
-    "sources": 5,
-    "engine": 6,
-    "app": 7,
-    "control": 8,
-    "": 9,
-    "cli": 10,
-    "__main__": 11,
+    "sources": 5, "lanes": 5,
+    "attempts": 6, "intake": 6,
+    "settlement": 7,
+    "engine": 8,
+    "app": 9,
+    "control": 10,
+    "": 11,
+    "cli": 12,
+    "__main__": 13,
 }  # fmt: skip
 HEAVY = {"aiohttp", "paho", "watchdog", "apsw", "uvloop", "cronsim"}
 

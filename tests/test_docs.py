@@ -141,4 +141,4 @@ async def test_the_plugin_of_the_docs_works(tmp_path: Path, monkeypatch: pytest.
             for message in (b"greetings from Berlin", b"complaints about Berlin"):
                 sender.sendto(message, ("127.0.0.1", int(line.rpartition(" ")[2])))
         got = vars(app.modules[0])["got"]
-        await until(lambda: got == ["from Berlin"] and app.engine.unmatched == 1)
+        await until(lambda: got == ["from Berlin"] and app.engine.intake.unmatched == 1)

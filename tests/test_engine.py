@@ -59,7 +59,7 @@ async def test_an_event_reaches_every_function_that_wants_it_once(tmp_path: Path
         await until(lambda: len(got) == 2)
         assert sorted(got) == [("exact", {"n": 1}), ("twice_marked", {"n": 1}, "1")]
         assert await put(app, "nobody", 1) == 0
-        assert app.engine.unmatched == 1
+        assert app.engine.intake.unmatched == 1
         assert await depth(app, "exact") == {}
         assert (app.engine.lanes["exact"].accepted, app.engine.lanes["exact"].succeeded) == (1, 1)
 
@@ -75,7 +75,7 @@ async def test_a_repeat_of_source_and_id_runs_once(tmp_path: Path) -> None:
         assert [await put(app, "a", n, id="same") for n in range(3)] == [1, 0, 0]
         assert [await put(app, "a", n) for n in (7, 7)] == [1, 1]
         await until(lambda: len(got) == 3)
-        assert (got, app.engine.repeats) == ([0, 7, 7], 2)
+        assert (got, app.engine.intake.repeats) == ([0, 7, 7], 2)
 
 
 async def test_failures_are_retried_by_policy_then_dead_then_redriven(tmp_path: Path, clock: ManualClock) -> None:
@@ -229,7 +229,7 @@ async def test_a_handler_that_refuses_to_end_is_unstoppable_and_keeps_its_slot(t
     async with memory(tmp_path, handler, clock=clock) as app:
         lane = app.engine.lanes["handler"]
         await put(app, "a", 1)
-        await until(lambda: lane.active == 1 and not lane.queue)
+        await until(lambda: lane.active == 1 and not lane.count)
         await advance(clock, 5, lambda: len(swallowed) == 1)
         assert lane.timed_out == 0, "no decision while it still runs"
         await advance(clock, 1, lambda: len(swallowed) == 2)
@@ -238,7 +238,7 @@ async def test_a_handler_that_refuses_to_end_is_unstoppable_and_keeps_its_slot(t
         assert (letter.reason, letter.attempts) == ("Unstoppable", 1)
         await put(app, "a", 2)
         await app.journal.flush()
-        await until(lambda: lane.queue)
+        await until(lambda: lane.count)
         assert lane.active == 1, "the second waits for the first's slot"
         release.set()
         await until(lambda: lane.succeeded == 1)

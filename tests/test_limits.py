@@ -12,20 +12,27 @@ def test_slots_run_out_and_come_back() -> None:
     assert not Pool(0).take()
 
 
-def test_who_waited_longest_is_called_first_and_once() -> None:
+def test_who_waited_longest_is_called_first_until_one_takes_it() -> None:
     pool = Pool(1)
     pool.take()
     called: list[str] = []
-    pool.wait(lambda: called.append("first"))
-    pool.wait(lambda: called.append("second"))
-    assert pool.contended
+    pool.wait(lambda: called.append("uninterested"))  # type: ignore[func-returns-value, return-value]
+    pool.wait(lambda: called.append("first") or True)  # type: ignore[func-returns-value]
+    pool.wait(lambda: called.append("second") or True)  # type: ignore[func-returns-value]
+    assert pool.waiting == 3
     pool.give()
-    assert called == ["first"]
+    assert called == ["uninterested", "first"]
     pool.give()
-    assert called == ["first", "second"]
     pool.give()
-    assert called == ["first", "second"]
-    assert not pool.contended
+    assert called == ["uninterested", "first", "second"]
+    assert not pool.waiting
+
+
+def test_the_last_tenth_is_for_those_that_have_little() -> None:
+    pool = Pool(100, sharers=5)
+    assert [pool.take(active) for active in range(91)] == [True] * 90 + [False]
+    assert [pool.take(active) for active in (0, 1, 2, 0)] == [True, True, False, True]
+    assert all(Pool(100).take(active) for active in range(100))  # nobody to share with
 
 
 def test_reserved_concurrency_is_taken_from_the_account() -> None:

@@ -18,7 +18,7 @@ def settle(outcome: Outcome, **given: Any) -> Decision:
         "backoff": fixed(10),
         "max_age": 3600,
         "attempts": 0,
-        "accepted": 1000.0,
+        "age": 1.0,
         "now": 1001.0,
         "spread": 0.5,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import EllipsisType
@@ -13,41 +15,51 @@ import msgspec
 
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Whereabouts
+from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Received, Whereabouts
 from eventrouter.model import Event
 
+PARKED: Final = -1  # waits for others of its key that came before
 WAITING: Final = 0
 RUNNING: Final = 1
 _DONE: Final = 3
-_STATES: Final = ("waiting", "running", "dead", "done")  # 2 is a dead letter
+_STATES: Final = ("waiting", "running", "dead", "done", "waiting")  # 2 is a dead letter; -1 is the last
 
-CLOCK_STEP: Final = 1.0  # seconds; a clock that went back further than this was set back
+CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
 _APPLICATION: Final = 0x45565254  # "EVRT", in the file's header
-_VERSION: Final = 2
-_DEATHS: Final = 10  # of the router, while it was running an event, in a row; then it's the event
+_VERSION: Final = 3
+_CHAIN: Final = 256  # rows of one key that are handed out together
 _RESERVE: Final = 10**9  # sequence numbers that one opening may use
 _SLICE: Final = 20_000  # rows that `find` looks through at a time, some 10 ms
 
 # In SQL the states are bare figures, as partial indexes are only used for those.
 # Rows of the memory window (state 1) are in no index: what runs at once costs one insert and one delete.
+# Of the live rows of one key only the first waits (0), or the first few run (1); the rest is parked (-1).
 # `seen` outlives the rows; its order by seq is the order of age in which it is trimmed.
 _SCHEMA: Final = """
 CREATE TABLE invocation (
     seq INTEGER PRIMARY KEY, state INTEGER NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL, accepted REAL NOT NULL,
     function TEXT NOT NULL, reason TEXT, error_type TEXT, error_message TEXT, event BLOB NOT NULL,
-    deaths INTEGER NOT NULL DEFAULT 0) STRICT;
+    deaths INTEGER NOT NULL DEFAULT 0, key TEXT) STRICT;
 CREATE INDEX waiting ON invocation (function, due, seq) WHERE state = 0;
+CREATE INDEX keyed ON invocation (function, key, seq) WHERE key IS NOT NULL AND state < 2;
 CREATE INDEX dead ON invocation (seq, function) WHERE state = 2;
 CREATE INDEX done ON invocation (due) WHERE state = 3;
 CREATE TABLE seen (
     seq INTEGER PRIMARY KEY, source TEXT NOT NULL, event_id TEXT NOT NULL, function TEXT NOT NULL, at REAL NOT NULL,
     UNIQUE (source, event_id, function)) STRICT;
-CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL, expires REAL) STRICT, WITHOUT ROWID;
+CREATE INDEX expiring ON state (expires) WHERE expires IS NOT NULL;
 CREATE TABLE numbering (next INTEGER NOT NULL) STRICT;
 INSERT INTO numbering VALUES (0);
 """
 # What makes a file of that version one of the next.
-_UPGRADES: Final = {1: "ALTER TABLE invocation ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0"}
+_UPGRADES: Final = {
+    1: "ALTER TABLE invocation ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0",
+    2: """ALTER TABLE invocation ADD COLUMN key TEXT;
+        CREATE INDEX keyed ON invocation (function, key, seq) WHERE key IS NOT NULL AND state < 2;
+        ALTER TABLE state ADD COLUMN expires REAL;
+        CREATE INDEX expiring ON state (expires) WHERE expires IS NOT NULL""",
+}
 
 
 def claim_id(seq: int) -> str:
@@ -65,32 +77,51 @@ def claim_seq(id: str) -> int | None:
 
 
 class RowClaim(Claim):
-    """mark: its place among those that are being run; -1: no attempt has begun."""
+    """mark: its place among those that are being run; -1: no attempt has begun. size: bytes it takes in memory."""
 
-    __slots__ = ("mark", "seq")
+    __slots__ = ("mark", "seq", "size")
 
-    def __init__(self, seq: int, function: str, event: Event, attempts: int, accepted: float, hint: Any = None) -> None:
+    def __init__(
+        self,
+        seq: int,
+        function: str,
+        event: Event,
+        attempts: int,
+        born: float,
+        size: int,
+        hint: Any = None,
+        key: str | None = None,
+        deaths: int = 0,
+    ) -> None:
         # Claim's own __init__ spelt out: one call less for every event.
         self.seq = seq
         self.mark = -1
+        self.size = size
         self.id = f"00000000-0000-4000-8{seq >> 48:03x}-{seq & 0xFFFF_FFFF_FFFF:012x}"
         self.function = function
         self.event = event
         self.attempts = attempts
-        self.accepted = accepted
+        self.born = born
         self.hint = hint
+        self.key = key
+        self.deaths = deaths
 
 
 class Batch:
-    """Claims that end. done, released: seqs. retries: (due, attempts, seq). letters: (died, attempts, reason, type, message, seq)."""
+    """Claims that end or go back. done, released, parked: seqs. retries: (state, due, attempts, seq).
+    letters: (died, attempts, reason, type, message, seq). notes: (key, value, expires). keys: (function, key) of those that had one.
+    """
 
-    __slots__ = ("done", "letters", "released", "retries")
+    __slots__ = ("done", "keys", "letters", "notes", "parked", "released", "retries")
 
     def __init__(self) -> None:
         self.done: list[int] = []
-        self.retries: list[tuple[float, int, int]] = []
+        self.retries: list[tuple[int, float, int, int]] = []
         self.released: list[int] = []
+        self.parked: list[int] = []
         self.letters: list[tuple[float, int, str, str, str, int]] = []
+        self.notes: list[tuple[str, bytes, float | None]] = []
+        self.keys: dict[tuple[str, str], None] = {}
 
 
 # Statements of many rows cost half of executemany, and every call is a contest for the GIL with a busy loop.
@@ -109,37 +140,50 @@ def _sized(head: str, row: tuple[str, ...], tail: str = "") -> dict[int, str]:
 
 
 _INSERT: Final = _sized(
-    "INSERT INTO invocation (seq, state, function, due, accepted, attempts, event) VALUES ", ("?1", "?2", "?3", "?4", "?4", "0", "?5")
+    "INSERT INTO invocation (seq, state, function, due, accepted, attempts, event, key) VALUES ",
+    ("?1", "?2", "?3", "?4", "?4", "0", "?5", "?6"),
 )
 _DELETE: Final = _sized("DELETE FROM invocation WHERE seq IN (", ("?1",), ")")
 _TAKE: Final = _sized("UPDATE invocation SET state = 1 WHERE seq IN (", ("?1",), ")")
 _RELEASE: Final = _sized("UPDATE invocation SET state = 0, due = accepted WHERE state = 1 AND seq IN (", ("?1",), ")")
-_RETRY: Final = "UPDATE invocation SET state = 0, due = ?, attempts = ?, deaths = 0 WHERE seq = ?"
+_PARK: Final = _sized("UPDATE invocation SET state = -1, due = accepted WHERE state = 1 AND seq IN (", ("?1",), ")")
+_RETRY: Final = "UPDATE invocation SET state = ?, due = ?, attempts = ?, deaths = 0 WHERE seq = ?"
 _BURY: Final = "UPDATE invocation SET state = 2, due = ?, attempts = ?, reason = ?, error_type = ?, error_message = ? WHERE seq = ?"
-_DUE: Final = """SELECT seq, attempts, accepted, event FROM invocation INDEXED BY waiting
+_DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths FROM invocation INDEXED BY waiting
     WHERE state = 0 AND function = ? AND due <= ? ORDER BY due, seq LIMIT ?"""
+_OF_KEY: Final = "FROM invocation INDEXED BY keyed WHERE function = ? AND key = ? AND state < 2"
+_FIRST: Final = f"SELECT state, seq {_OF_KEY} ORDER BY seq LIMIT 1"
+_LAST: Final = f"SELECT state {_OF_KEY} ORDER BY seq DESC LIMIT 1"
+_BEHIND: Final = f"SELECT seq, attempts, accepted, event, key, deaths, state {_OF_KEY} AND seq > ? ORDER BY seq LIMIT ?"
 _NEXT_DUE: Final = "SELECT due FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? ORDER BY due LIMIT 1"
 _LETTERS: Final = """SELECT seq, function, reason, error_type, error_message, attempts, due, event FROM invocation INDEXED BY dead
     WHERE state = 2 AND seq > ?1 AND (?2 IS NULL OR function = ?2) AND (?3 IS NULL OR ?3 IN (reason, error_type))
     AND (?4 IS NULL OR due >= ?4) ORDER BY seq LIMIT ?5"""
-_REDRIVE: Final = """UPDATE invocation SET seq = ?1, state = 0, due = ?2, accepted = ?2, attempts = 0, deaths = 0,
+_REDRIVE: Final = """UPDATE invocation SET seq = ?1, due = ?2, accepted = ?2, attempts = 0, deaths = 0,
+    state = CASE WHEN key IS NOT NULL AND EXISTS (SELECT 1 FROM invocation AS other INDEXED BY keyed
+        WHERE other.function = invocation.function AND other.key = invocation.key AND other.state < 2) THEN -1 ELSE 0 END,
     reason = NULL, error_type = NULL, error_message = NULL WHERE seq = ?3 AND state = 2 RETURNING function"""
-_CRASHED: Final = """UPDATE invocation SET state = 2, due = ?1, reason = 'RouterCrashed', error_type = 'RouterCrashed',
-    error_message = 'the router died ' || deaths || ' times in a row while running it' WHERE state = 1 AND deaths >= ?2
-    RETURNING seq, function"""
 _FORGET: Final = """DELETE FROM invocation WHERE seq IN (
     SELECT seq FROM invocation INDEXED BY done WHERE state = 3 AND due <= ? ORDER BY due LIMIT ?)"""
 _PURGE: Final = "DELETE FROM invocation WHERE seq = ? AND state = 2"
+_RECEIVE: Final = "UPDATE invocation SET attempts = attempts + 1, due = ? WHERE seq = ?"
+_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state = 0"
+_HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND attempts = ? AND state = 0"
+_NOTE: Final = "INSERT INTO state VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET value = ?2, expires = ?3"
 _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM invocation WHERE "
 
 
 class Database:
-    """path: None is in memory. dedupe, history: seconds that seen ids and done rows are kept."""
+    """path: None is in memory. dedupe, history: seconds that seen ids and done rows are kept.
+
+    live: how many rows wait or run.
+    """
 
     def __init__(self, path: Path | None, dedupe: float, history: float) -> None:
         self._path = path
         self._dedupe = dedupe
         self._history = history
+        self.live = 0
         # A key that was seen longer ago counts as new, whether it has been trimmed or not.
         self._sift = _sized(
             "INSERT INTO seen (source, event_id, function, seq, at) VALUES ",
@@ -148,11 +192,8 @@ class Database:
             f" WHERE seen.at <= excluded.at - {float(dedupe)!r}",
         )
 
-    def open(self, now: float, running: Sequence[int]) -> tuple[int, list[tuple[str, str]]]:
-        """Recover. running: seqs that a dead predecessor was running. Raises JournalError.
-
-        Returns the first sequence number to use, and (id, function) of what was given up.
-        """
+    def open(self, now: float, running: Sequence[int]) -> int:
+        """Recover. running: seqs that a dead predecessor was running. Returns the first sequence number to use. Raises JournalError."""
         try:
             self._connection = apsw.Connection(":memory:" if self._path is None else str(self._path))
         except apsw.Error as error:
@@ -201,29 +242,53 @@ class Database:
                     connection.execute(_UPGRADES[old]).fetchall()
             connection.pragma("user_version", _VERSION)
 
-    def _recover(self, now: float, running: Sequence[int]) -> tuple[int, list[tuple[str, str]]]:
+    def _recover(self, now: float, running: Sequence[int]) -> int:
         with self._connection:
             self._connection.executemany(
                 "UPDATE invocation SET deaths = deaths + 1 WHERE seq = ? AND state = 1", [(seq,) for seq in running]
             )
-            crashed = [(claim_id(seq), function) for seq, function in self._rows(_CRASHED, (now, _DEATHS))]
             # What a dead predecessor was running comes first again, uncharged.
-            self._execute("UPDATE invocation SET state = 0, due = accepted WHERE state = 1")
+            self._execute("UPDATE invocation SET state = 0, due = accepted WHERE state = 1 AND key IS NULL")
+            parked = self._rows(
+                """UPDATE invocation INDEXED BY keyed SET state = -1, due = accepted
+                WHERE key IS NOT NULL AND state < 2 AND state = 1 RETURNING function, key"""
+            )
+            self.promote(dict.fromkeys(parked))
             newest = self._execute("SELECT accepted FROM invocation ORDER BY seq DESC LIMIT 1").get
             if newest is not None and newest > now + CLOCK_STEP:
-                self.set_clock_back(now)
+                self._set_back(now)
             first: int = max(self._execute("SELECT next FROM numbering").get, int(now * 1e6), 1)
             # Reserved before use: no id comes twice, whatever was deleted, crashed, or done to the clock.
             self._execute("UPDATE numbering SET next = ?", (first + _RESERVE,))
-        return first, crashed
+        self.live = sum(self.depth()[0].values())
+        return first
 
-    def set_clock_back(self, now: float) -> None:
+    def _set_back(self, now: float) -> None:
         """What was accepted in a future that did not come is due now; its retries keep their delays."""
         self._execute(
-            "UPDATE invocation SET due = ?1 + max(0.0, due - accepted), accepted = ?1 WHERE accepted > ?1 AND state IN (0, 1)",
+            "UPDATE invocation SET due = ?1 + max(0.0, due - accepted), accepted = ?1 WHERE accepted > ?1 AND state < 2",
             (now,),
         )
         self._execute("UPDATE seen SET at = ?1 WHERE at > ?1", (now,))
+
+    def shift(self, seconds: float) -> None:
+        """The clock was set by so much: what waits is neither older nor due sooner for it."""
+        self._execute("UPDATE invocation SET accepted = accepted + ?1, due = due + ?1 WHERE state < 2", (seconds,))
+        self._execute("UPDATE seen SET at = at + ?", (seconds,))
+        self._execute("UPDATE state SET expires = expires + ? WHERE expires IS NOT NULL", (seconds,))
+
+    def size(self) -> int:
+        """Bytes of the file that are in use."""
+        pages = self._connection.pragma("page_count") - self._connection.pragma("freelist_count")
+        return int(pages * self._connection.pragma("page_size"))
+
+    def disk_free(self) -> int:
+        """Bytes."""
+        return sys.maxsize if self._path is None else shutil.disk_usage(self._path.parent).free
+
+    def probe(self) -> None:
+        """Write something: an empty transaction would tell nothing of the disk."""
+        self._execute("UPDATE numbering SET next = next")
 
     def close(self) -> None:
         with suppress(apsw.Error):  # no harm: the next one to open reads the write-ahead log
@@ -247,6 +312,7 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing. Raises JournalError."""
+        live = self.live
         try:
             self._execute("BEGIN IMMEDIATE")
             yield
@@ -254,24 +320,49 @@ class Database:
             self._execute("COMMIT")
             crash_point("commit.after")
         except Exception as error:
+            self.live = live
             if self._connection.in_transaction:  # after some errors SQLite has rolled back by itself
                 with suppress(apsw.Error):
                     self._execute("ROLLBACK")
             raise self.explain(error) from error
 
-    def settle(self, batch: Batch, now: float) -> None:
+    def settle(self, batch: Batch, now: float) -> list[str]:
+        """Returns the functions of which a row that was parked waits now."""
         if batch.done:
             self._finish(batch.done, now)
         if batch.released:
             self._run(_RELEASE, 1, batch.released)
+        if batch.parked:
+            self._run(_PARK, 1, batch.parked)
         if batch.retries:
             self._connection.executemany(_RETRY, batch.retries)
         if batch.letters:
             self._connection.executemany(_BURY, batch.letters)
+        if batch.notes:
+            self._connection.executemany(_NOTE, batch.notes)
+            self._expire(2 * len(batch.notes), now)
+        self.live -= len(batch.done) + len(batch.letters)
+        return self.promote(batch.keys)
+
+    def promote(self, keys: Iterable[tuple[str, str]]) -> list[str]:
+        """The first live row of each key waits, if it was parked; returns the functions of those that were."""
+        woken = []
+        for function, key in keys:
+            state, seq = self._execute(_FIRST, (function, key)).fetchone() or (None, None)
+            if state == PARKED:
+                self._execute("UPDATE invocation SET state = 0 WHERE seq = ?", (seq,))
+                woken.append(function)
+        return woken
+
+    def follows(self, function: str, key: str) -> tuple[int, int] | None:
+        """The states of the first and the last live row of a key; None: there is none."""
+        first = self._execute(_FIRST, (function, key)).fetchone()
+        return None if first is None else (first[0], self._execute(_LAST, (function, key)).get)
 
     def insert(self, rows: Sequence[Any]) -> None:
-        """rows, flat: seq, state, function, accepted, packed event."""
-        self._run(_INSERT, 5, rows)
+        """rows, flat: seq, state, function, accepted, packed event, key."""
+        self._run(_INSERT, 6, rows)
+        self.live += len(rows) // 6
 
     def repeats(self, keys: Sequence[Any], now: float) -> set[int]:
         """Remember what was not seen before; the seqs of what was. keys, flat: source, event id, function, seq, accepted."""
@@ -314,19 +405,63 @@ class Database:
                 self._execute(statements[size], parameters[at : at + step])
                 at += step
 
-    def take(self, function: str, now: float, limit: int) -> tuple[list[RowClaim], bool, float | None]:
-        """Up to `limit` waiting rows that are due, now running. Then whether these were all; and if so, when the next is due."""
-        found = self._rows(_DUE, (function, now, limit))
-        claims = []
-        for seq, attempts, accepted, packed in found:
-            try:
-                claims.append(RowClaim(seq, function, Event.unpack(packed), attempts, accepted))
-            except msgspec.DecodeError as error:
-                self._execute(_BURY, (now, attempts, "Unreadable", "DecodeError", str(error), seq))
+    def take(self, function: str, now: float, born: float, limit: int, room: int) -> tuple[list[RowClaim], bool, float | None]:
+        """Up to `limit` waiting rows that are due, now running. Then whether these were all; and if so, when the next is due.
+
+        born: what to add to a Unix time to have the monotonic one. room: bytes; a first one is taken however large it is.
+        """
+        claims: list[RowClaim] = []
+        exhausted = True
+
+        def add(seq: int, attempts: int, accepted: float, packed: bytes, key: str | None, deaths: int) -> bool:
+            nonlocal room
+            if claims and len(packed) > room:
+                return False
+            room -= len(packed)
+            claims.append(RowClaim(seq, function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
+            return True
+
+        due = self._execute(_DUE, (function, now, limit))
+        for row in due:
+            if not add(*row):
+                exhausted = False
+                break
+        due.close()
+        if len(claims) == limit:
+            exhausted = False
+        heads = [claim for claim in claims if claim.key is not None and not claim.attempts]
+        for head in heads:
+            self._add_followers(head, limit - len(claims), add)
         self._run(_TAKE, 1, [claim.seq for claim in claims])
-        if len(found) == limit:
-            return claims, False, None
-        return claims, True, self._execute(_NEXT_DUE, (function,)).get
+        return claims, exhausted, self._execute(_NEXT_DUE, (function,)).get if exhausted else None
+
+    def _add_followers(self, head: RowClaim, limit: int, add: Callable[..., bool]) -> None:
+        for *row, state in self._rows(_BEHIND, (head.function, head.key, head.seq, min(limit, _CHAIN))) if limit > 0 else ():
+            if state != PARKED or not add(*row):
+                break
+
+    # Queues
+
+    def receive(self, queue: str, now: float, born: float, count: int, hide: float, most: int) -> tuple[list[Received], list[RowClaim]]:
+        received, spent = [], []
+        for seq, attempts, accepted, packed, key, deaths in self._rows(_DUE, (queue, now, count)):
+            event = _readable(packed)
+            if attempts >= most:
+                spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths))
+            else:
+                received.append(Received(claim_id(seq), event, attempts + 1))
+                self._execute(_RECEIVE, (now + hide, seq))
+        self._run(_TAKE, 1, [claim.seq for claim in spent])
+        return received, spent
+
+    def remove(self, seq: int, receives: int) -> bool:
+        self._execute(_REMOVE, (seq, receives))
+        self.live -= self._connection.changes()
+        return self._connection.changes() == 1
+
+    def hide(self, seq: int, receives: int, until: float) -> bool:
+        self._execute(_HIDE, (until, seq, receives))
+        return self._connection.changes() == 1
 
     # What operators ask for
 
@@ -340,7 +475,9 @@ class Database:
     def redrive(self, seqs: Sequence[int], first: int, now: float) -> list[str]:
         """Letters become waiting rows numbered from `first`; the function of each that was one."""
         moved = (self._execute(_REDRIVE, (new, now, seq)).get for new, seq in enumerate(seqs, first))
-        return [function for function in moved if function is not None]
+        functions = [function for function in moved if function is not None]
+        self.live += len(functions)
+        return functions
 
     def purge(self, seqs: Sequence[int]) -> int:
         before = self._connection.total_changes()
@@ -369,22 +506,33 @@ class Database:
     def depth(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many of each function are waiting, and dead."""
         waiting = "SELECT function, count(*) FROM invocation INDEXED BY waiting WHERE state = 0 GROUP BY function"
+        parked = """SELECT function, count(*) FROM invocation INDEXED BY keyed
+            WHERE key IS NOT NULL AND state < 2 AND state = -1 GROUP BY function"""
         dead = "SELECT function, count(*) FROM invocation INDEXED BY dead WHERE state = 2 GROUP BY function"
-        return dict(self._rows(waiting)), dict(self._rows(dead))
+        counts = dict(self._rows(waiting))
+        for function, count in self._rows(parked):
+            counts[function] = counts.get(function, 0) + count
+        return counts, dict(self._rows(dead))
 
-    def get(self, key: str) -> bytes | None:
-        value = self._execute("SELECT value FROM state WHERE key = ?", (key,)).get
+    def get(self, key: str, now: float) -> bytes | None:
+        value = self._execute("SELECT value FROM state WHERE key = ? AND (expires IS NULL OR expires > ?)", (key, now)).get
         assert value is None or isinstance(value, bytes)
         return value
 
-    def put(self, key: str, value: bytes | None, expect: bytes | EllipsisType | None) -> bool:
-        if expect is not ... and self.get(key) != expect:
+    def put(self, key: str, value: bytes | None, expect: bytes | EllipsisType | None, expires: float | None, now: float) -> bool:
+        if expect is not ... and self.get(key, now) != expect:
             return False
         if value is None:
             self._execute("DELETE FROM state WHERE key = ?", (key,))
         else:
-            self._execute("INSERT INTO state VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2", (key, value))
+            self._execute(_NOTE, (key, value, expires))
+            if expires is not None:
+                self._expire(2, now)
         return True
+
+    def _expire(self, count: int, now: float) -> None:
+        # Each newcomer pays for two of the oldest, as above.
+        self._execute("DELETE FROM state WHERE key IN (SELECT key FROM state WHERE expires <= ? ORDER BY expires LIMIT ?)", (now, count))
 
     def keys(self, prefix: str) -> list[str]:
         found = self._rows("SELECT key FROM state WHERE key >= ?1 AND substr(key, 1, length(?1)) = ?1 ORDER BY key", (prefix,))
@@ -392,6 +540,7 @@ class Database:
 
 
 def _readable(packed: bytes) -> Event:
+    """The event; one of source "journal" where it can't be read."""
     try:
         return Event.unpack(packed)
     except msgspec.DecodeError:

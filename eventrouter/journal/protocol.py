@@ -12,32 +12,57 @@ from eventrouter.model import Decision, Event
 
 
 class Entry:
-    """One function owed one event. hint: the engine's own, handed back with the claim while it is in memory."""
+    """One function, or queue, owed one event.
 
-    __slots__ = ("event", "function", "hint")
+    key: events of one function with the same one run one after another. hint: the engine's own, handed back with
+    the claim while it is in memory.
+    """
 
-    def __init__(self, function: str, event: Event, hint: Any = None) -> None:
+    __slots__ = ("event", "function", "hint", "key")
+
+    def __init__(self, function: str, event: Event, hint: Any = None, key: str | None = None) -> None:
         self.function = function
         self.event = event
         self.hint = hint
+        self.key = key
 
 
 class Claim:
     """Work handed out by a journal; it stays this process's until it is settled.
 
-    id: names this invocation for ever, of UUID shape. attempts: those charged so far.
-    accepted: seconds since 1970.
+    id: names this invocation for ever, of UUID shape. attempts: those charged so far. born: when it was accepted, in
+    the clock's monotonic seconds, which no setting of the clock makes older. deaths: of the router, in a row, while it ran.
     """
 
-    __slots__ = ("accepted", "attempts", "event", "function", "hint", "id")
+    __slots__ = ("attempts", "born", "deaths", "event", "function", "hint", "id", "key")
 
-    def __init__(self, id: str, function: str, event: Event, attempts: int, accepted: float, hint: Any = None) -> None:
+    def __init__(
+        self, id: str, function: str, event: Event, attempts: int, born: float, hint: Any = None, key: str | None = None, deaths: int = 0
+    ) -> None:
         self.id = id
         self.function = function
         self.event = event
         self.attempts = attempts
-        self.accepted = accepted
+        self.born = born
         self.hint = hint
+        self.key = key
+        self.deaths = deaths
+
+
+class Note(msgspec.Struct, frozen=True):
+    """Small state to keep besides. ttl: seconds; None: for ever."""
+
+    key: str
+    value: bytes
+    ttl: float | None = None
+
+
+class Received(msgspec.Struct, frozen=True):
+    """A message of a queue, hidden from others for a while. receives: how often it was received, this time included."""
+
+    id: str
+    event: Event
+    receives: int
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -64,6 +89,7 @@ class LetterQuery(msgspec.Struct, frozen=True):
 
 class Whereabouts(msgspec.Struct, frozen=True):
     """Where one invocation is. state: "waiting", "running" (handed out to the router), "dead" or "done".
+    What waits for others of its order is "waiting", too.
 
     due: when it may run next, or when it ended; seconds since 1970.
     """
@@ -77,7 +103,13 @@ class Whereabouts(msgspec.Struct, frozen=True):
 
 
 class Journal(Protocol):
-    """Every implementation passes `tests/journal_contract.py`. All calls are made on one event loop."""
+    """Every implementation passes `tests/journal_contract.py`. All calls are made on one event loop.
+
+    fault: why it takes no events at present; empty while it does.
+    """
+
+    @property
+    def fault(self) -> str: ...
 
     async def open(self) -> None:
         """Recover: the claims of a dead predecessor become claimable, uncharged.
@@ -92,20 +124,23 @@ class Journal(Protocol):
         """Never blocks. Resolves once all entries are on disk; per entry: True = new, False = a repeat.
 
         Entries whose event has a natural id are deduplicated by (source, id, function).
-        Fails with JournalError when they could not be written; then none was.
+        Fails with JournalError when they could not be written, or there is no room for more; then none was.
         """
 
     def want(self, function: str, count: int) -> None:
-        """Credit: hand out up to `count` more claims of this function."""
+        """Credit: hand out up to `count` more claims of this function, fewer while those it has are large.
+
+        Of one key they come in order, and none behind one that went back before that has ended.
+        """
 
     async def claims(self) -> list[Claim]:
         """Wait for due work that has credit. One caller at a time."""
 
     def started(self, claim: Claim) -> None:
-        """An attempt begins. What the router was running at ten deaths in a row is opened as a dead letter, `RouterCrashed`."""
+        """An attempt begins: when the router dies before it is settled, that counts as one of its `deaths`."""
 
-    def settle(self, claim: Claim, decision: Decision) -> None:
-        """Never blocks: joins the next commit. Repeated for one claim it is harmless."""
+    def settle(self, claim: Claim, decision: Decision, entries: Sequence[Entry] = (), notes: Sequence[Note] = ()) -> None:
+        """Never blocks: joins the next commit, and what follows from it (copies, results) in the same. Repeated it is harmless."""
 
     async def flush(self) -> None:
         """Return when all that was said so far is on disk."""
@@ -119,6 +154,18 @@ class Journal(Protocol):
     async def purge(self, ids: Sequence[str]) -> int:
         """Delete letters. How many there were."""
 
+    async def receive(self, queue: str, count: int, hide: float, most: int) -> tuple[list[Received], list[Claim]]:
+        """Messages of a queue that nobody holds, oldest first; they stay, unseen for `hide` seconds.
+
+        Those that have been received `most` times before are not among them, but claims to be settled.
+        """
+
+    async def remove(self, id: str, receives: int) -> bool:
+        """Delete a message that was received, if it has not been received again since."""
+
+    async def hide(self, id: str, receives: int, seconds: float) -> bool:
+        """As `remove`, but let it be seen again in so many seconds."""
+
     async def find(self, event_id: str) -> list[Whereabouts]:
         """What is known of an event, or of an invocation by its id, one entry per function."""
 
@@ -128,8 +175,14 @@ class Journal(Protocol):
     async def get(self, key: str) -> bytes | None:
         """Small durable state: checkpoints, cron ticks, client ids."""
 
-    async def put(self, key: str, value: bytes | None, expect: bytes | type(...) | None = ...) -> bool:  # type: ignore[valid-type]
-        """Write (None deletes) and return when it is on disk. expect: only if this is the present value.
+    async def put(
+        self,
+        key: str,
+        value: bytes | None,
+        expect: bytes | type(...) | None = ...,  # type: ignore[valid-type]
+        ttl: float | None = None,
+    ) -> bool:
+        """Write (None deletes) and return when it is on disk. expect: only if this is the present value. ttl: seconds it is kept.
 
         False when it was not, and nothing was written.
         """

@@ -17,26 +17,32 @@ from typing import Any, Final, TypeVar
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
 from eventrouter.journal.database import Database, RowClaim, claim_seq
-from eventrouter.journal.protocol import Claim, Entry, Letter, LetterQuery, Whereabouts
+from eventrouter.journal.protocol import Claim, Entry, Letter, LetterQuery, Note, Received, Whereabouts
 from eventrouter.journal.running import Running
-from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Opened, Operation, Settlement, Want, Writer
+from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
 from eventrouter.model import Decision, Done, Event, Release, RetryAt
 
 T = TypeVar("T")
 log = logging.getLogger("eventrouter.journal")
 
-_TRY_AGAIN: Final = 1.0  # seconds after a failed commit
+_TRY_AGAIN: Final = 1.0  # seconds after a failed commit, or when there is no room
+_RELEASE: Final = Release()
 
 
 class SqliteJournal:
     """path: the file, made if missing; None is in memory. dedupe: seconds in which a repeated event id runs once.
 
-    history: seconds that `find` knows of what is done; 0 keeps nothing.
+    history: seconds that `find` knows of what is done; 0 keeps nothing. limits: when to accept no more.
     """
 
-    def __init__(self, path: Path | None, *, clock: Clock, dedupe: float = 86_400, history: float = 0) -> None:
+    def __init__(
+        self, path: Path | None, *, clock: Clock, dedupe: float = 86_400, history: float = 0, limits: Limits | None = None
+    ) -> None:
+        self.fault = ""
         self._clock = clock
         self._path = path
+        self._limits = limits or Limits()
+        self._pressure = ""
         self._database = Database(path, dedupe, history)
         self._writer: Writer | None = None
         self._put: Callable[[Operation], None] = _closed
@@ -46,6 +52,8 @@ class SqliteJournal:
         self._waiter: asyncio.Future[None] | None = None
         self._timers: dict[str, tuple[float, Timer]] = {}
         self._again: Timer | None = None
+        self._freed: dict[str, int] = {}
+        self._blocked: Counter[tuple[str, str]] = Counter()  # keys whose head goes back: settlements not yet committed
 
     async def open(self) -> None:
         if self._writer is not None:
@@ -56,19 +64,14 @@ class SqliteJournal:
         except OSError as error:
             raise JournalError(f"journal {self._path}: {error.strerror}; check that its folder exists and is yours") from None
         opened: Opened = loop.create_future()
-        self._writer = Writer(self._database, self._clock, self._marks.before, opened, self._heard)
+        self._writer = Writer(self._database, self._clock, self._limits, self._marks.before, self._freed, opened, self._heard)
         self._writer.start()
         try:
-            self._seq, crashed = await opened
+            self._seq = await opened
         except asyncio.CancelledError:
             self._writer.put(Close(loop.create_future()))
             raise
         self._marks.clear()
-        for id, function in crashed:
-            log.error(
-                "%s: dead letter %s (RouterCrashed): the router died while running it, too often in a row; `eventrouter dlq show %s`",
-                function, id, id, extra={"action": "invocation.dead", "function": function, "invocation": id},
-            )  # fmt: skip
         self._put = self._writer.put
 
     async def close(self) -> None:
@@ -96,12 +99,17 @@ class SqliteJournal:
     def accept(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
         future: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         try:
-            self._put(Accept(future, entries, _pack(entries), self._seq, self._clock.time()))
+            if self._pressure:
+                raise JournalError(self._pressure)
+            self._put(self._accept(future, entries))
         except JournalError as error:
             future.set_exception(error)
-        else:
-            self._seq += len(entries)
         return future
+
+    def _accept(self, future: asyncio.Future[list[bool]], entries: Sequence[Entry]) -> Accept:
+        accept = Accept(future, entries, _pack(entries), self._seq, self._clock.monotonic())
+        self._seq += len(entries)
+        return accept
 
     def want(self, function: str, count: int) -> None:
         self._put(Want(function, count))
@@ -122,24 +130,34 @@ class SqliteJournal:
         if isinstance(claim, RowClaim) and self._put is not _closed:
             claim.mark = self._marks.start(claim.seq)
 
-    def settle(self, claim: Claim, decision: Decision) -> None:
+    def settle(self, claim: Claim, decision: Decision, entries: Sequence[Entry] = (), notes: Sequence[Note] = ()) -> None:
         # By identity: the same row may have been handed out anew, and that claim is another's to settle.
         if not isinstance(claim, RowClaim) or self._running.get(claim.seq) is not claim or self._put is _closed:
             return
-        seq = claim.seq
+        seq, function, key = claim.seq, claim.function, claim.key
+        if isinstance(decision, Done) and key is None and not entries and not notes:
+            operation: Operation = seq
+        else:
+            copies = self._accept(asyncio.get_running_loop().create_future(), entries) if entries else None
+            if isinstance(decision, Done):
+                operation = Settlement("done", seq, function, key, copies, notes)
+            elif isinstance(decision, RetryAt):
+                row = (0 if key is None else -1, decision.at, decision.attempts, seq)
+                operation = Settlement("retries", row, function, key, copies, notes)
+            elif isinstance(decision, Release):
+                operation = Settlement("released" if key is None else "parked", seq, function, key)
+            else:
+                texts = (_storable(decision.reason), _storable(decision.error_type), _storable(decision.error_message))
+                operation = Settlement("letters", (self._clock.time(), decision.attempts, *texts, seq), function, key, copies, notes)
         del self._running[seq]
         if claim.mark >= 0:
             self._marks.end(claim.mark)
-        if isinstance(decision, Done):
-            self._put(seq)
-        elif isinstance(decision, RetryAt):
-            self._put(Settlement("retries", (decision.at, decision.attempts, seq)))
-            self._announce(claim.function, decision.at)
-        elif isinstance(decision, Release):
-            self._put(Settlement("released", seq, claim.function))
-        else:
-            texts = (_storable(decision.reason), _storable(decision.error_type), _storable(decision.error_message))
-            self._put(Settlement("letters", (self._clock.time(), decision.attempts, *texts, seq)))
+        self._put(operation)
+        self._freed[function] = self._freed.get(function, 0) + claim.size
+        if isinstance(decision, RetryAt | Release) and key is not None:
+            self._blocked[function, key] += 1
+        if isinstance(decision, RetryAt):
+            self._announce(function, decision.at)
 
     async def flush(self) -> None:
         await self._ask(_nothing)
@@ -169,6 +187,24 @@ class SqliteJournal:
         seqs = _seqs(ids)
         return await self._ask(lambda database: database.purge(seqs))
 
+    async def receive(self, queue: str, count: int, hide: float, most: int) -> tuple[list[Received], list[Claim]]:
+        now, monotonic = self._clock.time(), self._clock.monotonic()
+        received, spent = await self._ask(lambda database: database.receive(queue, now, monotonic - now, count, hide, most))
+        if received:
+            self._announce(queue, now + hide)
+        for claim in spent:
+            self._running[claim.seq] = claim
+            self._freed[queue] = self._freed.get(queue, 0) - claim.size  # it is no part of what the writer has handed out
+        return received, list(spent)
+
+    async def remove(self, id: str, receives: int) -> bool:
+        seq = claim_seq(id)
+        return seq is not None and await self._ask(lambda database: database.remove(seq, receives))
+
+    async def hide(self, id: str, receives: int, seconds: float) -> bool:
+        seq, until = claim_seq(id), self._clock.time() + seconds
+        return seq is not None and await self._ask(lambda database: database.hide(seq, receives, until), wakes=True)
+
     async def find(self, event_id: str) -> list[Whereabouts]:
         now = self._clock.time()
         seq = claim_seq(event_id)
@@ -188,10 +224,13 @@ class SqliteJournal:
         }
 
     async def get(self, key: str) -> bytes | None:
-        return await self._ask(lambda database: database.get(key))
+        now = self._clock.time()
+        return await self._ask(lambda database: database.get(key, now))
 
-    async def put(self, key: str, value: bytes | None, expect: bytes | EllipsisType | None = ...) -> bool:
-        return await self._ask(lambda database: database.put(key, value, expect))
+    async def put(self, key: str, value: bytes | None, expect: bytes | EllipsisType | None = ..., ttl: float | None = None) -> bool:
+        now = self._clock.time()
+        expires = None if ttl is None else now + ttl
+        return await self._ask(lambda database: database.put(key, value, expect, expires, now))
 
     async def keys(self, prefix: str) -> list[str]:
         return await self._ask(lambda database: database.keys(prefix))
@@ -210,18 +249,20 @@ class SqliteJournal:
         if commit.error is not None:
             self._failed(commit, commit.error)
             return
-        for claim in commit.claims:
-            self._running[claim.seq] = claim
-        self._ready += commit.claims
+        if self.fault != commit.pressure:
+            self._changed(commit.pressure)
+        if self._pressure:
+            self._try_later()
+        if commit.step:
+            self._set_timers(commit.step)
+        if self._blocked:
+            self._unblock(commit.settled)
+        self._hand_out(commit.claims)
         for accept in commit.accepts:
             if not accept.future.done():
                 accept.future.set_result(accept.answer)
         for call in commit.calls:
-            if not call.future.done():
-                if call.error is None:
-                    call.future.set_result(call.result)
-                else:
-                    call.future.set_exception(call.error)
+            call.answer()
         for function, due in commit.timers:
             self._announce(function, due)
         if commit.close is not None and not commit.close.future.done():
@@ -229,19 +270,55 @@ class SqliteJournal:
         if self._ready and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _changed(self, pressure: str) -> None:
+        if not pressure:
+            log.info("the journal takes events again", extra={"action": "journal.accepting"})
+        elif not self._pressure:
+            log.warning("no more events are taken: %s", pressure, extra={"action": "journal.full"})
+        self.fault = self._pressure = pressure
+
+    def _unblock(self, settled: Sequence[int | Settlement]) -> None:
+        for operation in settled:
+            if not isinstance(operation, int) and operation.key is not None and operation.into in ("retries", "parked"):
+                place = operation.function, operation.key
+                self._blocked[place] -= 1
+                if not self._blocked[place]:
+                    del self._blocked[place]
+
+    def _hand_out(self, claims: Sequence[RowClaim]) -> None:
+        for claim in claims:
+            self._running[claim.seq] = claim
+            if claim.key is not None and (claim.function, claim.key) in self._blocked:
+                self.settle(claim, _RELEASE)  # handed out before it was known that one before it goes back
+                self.want(claim.function, 1)
+            else:
+                self._ready.append(claim)
+
+    def _set_timers(self, step: float) -> None:
+        timers, self._timers = self._timers, {}
+        for function, (due, timer) in timers.items():
+            timer.cancel()
+            self._announce(function, due + step)
+
     def _failed(self, commit: Commit, error: JournalError) -> None:
+        if not self.fault:
+            log.error("%s", error, extra={"action": "journal.failed"})
+        self.fault = str(error)
         futures: list[asyncio.Future[Any]] = [*(accept.future for accept in commit.accepts), *(call.future for call in commit.calls)]
         if commit.close is not None:
             futures.append(commit.close.future)
         for future in futures:
             if not future.done():
                 future.set_exception(error)
+        self._try_later()
+
+    def _try_later(self) -> None:
         if self._again is None and self._put is not _closed:
             self._again = self._clock.call_later(_TRY_AGAIN, self._try_again)
 
     def _try_again(self) -> None:
         self._again = None
-        self._put(Want("", 0))  # the writer keeps what failed; it needs but a call
+        self._put(Want("", 0))  # the writer keeps what failed, and looks for room; it needs but a call
 
     def _announce(self, function: str, due: float) -> None:
         """See that the function's rows are looked at again at `due`."""

@@ -14,36 +14,42 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from eventrouter.clock import Clock
 from eventrouter.errors import JournalError
-from eventrouter.journal.database import CLOCK_STEP, RUNNING, WAITING, Batch, Database, RowClaim
-from eventrouter.journal.protocol import Entry
+from eventrouter.journal.database import CLOCK_STEP, PARKED, RUNNING, WAITING, Batch, Database, RowClaim
+from eventrouter.journal.protocol import Entry, Note
 
 T = TypeVar("T")
 
 _FIRST_REFILL: Final = 64  # rows: few, so that the first work of a long backlog starts at once
 _REFILL: Final = 1024
 _FULL: Final = 1024  # rows: a longer commit would make the loop wait for work, and then it for the loop's
+_MEMORY: Final = 64 * 1024 * 1024  # bytes of events handed out, all functions together
+_SHARE: Final = 256 * 1024  # ... and the least of one function
+_LOOK: Final = 1.0  # seconds between looks at the disk's free space
 
 
 class Accept:
-    """New events. packed: one each; first: the sequence number of the first; at: when. answer: after the commit."""
+    """New events. packed: one each; first: the sequence number of the first; born: when, in monotonic seconds. answer: after the commit."""
 
-    __slots__ = ("answer", "at", "entries", "first", "future", "packed")
+    __slots__ = ("answer", "born", "entries", "first", "future", "packed")
 
-    def __init__(self, future: asyncio.Future[list[bool]], entries: Sequence[Entry], packed: list[bytes], first: int, at: float) -> None:
+    def __init__(self, future: asyncio.Future[list[bool]], entries: Sequence[Entry], packed: list[bytes], first: int, born: float) -> None:
         self.future = future
         self.entries = entries
         self.packed = packed
         self.first = first
-        self.at = at
+        self.born = born
         self.answer = [True] * len(entries)
 
 
 class Settlement(NamedTuple):
-    """One row of one of a Batch's lists. function: whose it is, if the row waits again and is due now."""
+    """One row of one of a Batch's lists. function: whose it is. key: its place in an order. copies, notes: written with it."""
 
-    into: Literal["retries", "released", "letters"]
+    into: Literal["done", "retries", "released", "parked", "letters"]
     row: Any
-    function: str = ""
+    function: str
+    key: str | None = None
+    copies: Accept | None = None
+    notes: Sequence[Note] = ()
 
 
 class Want(NamedTuple):
@@ -71,6 +77,15 @@ class Call(Generic[T]):
         self.wakes = wakes
         self.error: Exception | None = None
 
+    def answer(self) -> None:
+        """On the loop, after the commit."""
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self.error)
+
 
 class Close(NamedTuple):
     """The last operation."""
@@ -78,18 +93,19 @@ class Close(NamedTuple):
     future: asyncio.Future[None]
 
 
-# A completion is the most frequent operation and no object at all: the bare sequence number.
+# A completion without anything besides is the most frequent operation and no object at all: the bare sequence number.
 Operation = int | Accept | Settlement | Want | Due | Call[Any] | Close
 
 
 class Commit:
     """One transaction, for the loop to hear of.
 
-    claims: handed out by it. timers: (function, when) its next row is due.
+    claims: handed out by it. timers: (function, when) its next row is due. pressure: why nothing more is to be accepted.
+    step: seconds by which the clock was found to have been set.
     error: nothing of it was written, nothing handed out; settlements and credit stand and are tried with the next one.
     """
 
-    __slots__ = ("accepts", "calls", "claims", "close", "error", "settled", "timers")
+    __slots__ = ("accepts", "calls", "claims", "close", "error", "pressure", "settled", "step", "timers")
 
     def __init__(self) -> None:
         self.accepts: list[Accept] = []
@@ -98,15 +114,26 @@ class Commit:
         self.close: Close | None = None
         self.claims: list[RowClaim] = []
         self.timers: list[tuple[str, float]] = []
+        self.pressure = ""
+        self.step = 0.0
         self.error: JournalError | None = None
+
+
+class Limits(NamedTuple):
+    """When to accept no more. rows, size: of what waits, in events and bytes of the file. free: bytes on the disk; 0: no limit."""
+
+    rows: int = 0
+    size: int = 0
+    free: int = 0
 
 
 class _Lane:
     """One function. credit: claims it may still get. backlog: due rows may be in the file, and nothing may overtake them;
     until it is known otherwise it is assumed. reached: the latest due time that a timer announced.
+    held: bytes handed out since the start.
     """
 
-    __slots__ = ("backlog", "credit", "function", "reached", "size")
+    __slots__ = ("backlog", "credit", "function", "held", "reached", "size")
 
     def __init__(self, function: str) -> None:
         self.function = function
@@ -114,19 +141,34 @@ class _Lane:
         self.backlog = True
         self.reached = 0.0
         self.size = _FIRST_REFILL
+        self.held = 0
 
 
-Opened = asyncio.Future[tuple[int, list[tuple[str, str]]]]
+Opened = asyncio.Future[int]
 
 
 class Writer(Thread):
-    """opened: resolves to what `Database.open` returns. heard: run on the loop after every transaction."""
+    """running: what a dead predecessor ran. freed: bytes of claims that were settled, by function; the loop counts, this thread reads.
 
-    def __init__(self, database: Database, clock: Clock, running: Sequence[int], opened: Opened, heard: Callable[[Commit], None]) -> None:
+    opened: resolves to what `Database.open` returns. heard: run on the loop after every transaction.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        limits: Limits,
+        running: Sequence[int],
+        freed: dict[str, int],
+        opened: Opened,
+        heard: Callable[[Commit], None],
+    ) -> None:
         super().__init__(name="eventrouter-journal", daemon=True)
         self._database = database
         self._clock = clock
+        self._limits = limits
         self._running = running
+        self._freed = freed
         self._opened = opened
         self._loop = opened.get_loop()
         self._heard = heard
@@ -135,12 +177,16 @@ class Writer(Thread):
         self.put = self._queue.put
         self._lanes: dict[str, _Lane] = {}
         self._hungry: dict[_Lane, None] = {}  # those with credit that may have a backlog
-        self._credit: dict[_Lane, int] = {}  # as it was before this transaction
-        self._now = 0.0
+        self._sated: dict[_Lane, None] = {}  # ... but so many bytes in memory that they must wait
+        self._before: dict[_Lane, tuple[int, int]] = {}  # credit and bytes, as they were before this transaction
+        self._now = self._monotonic = self._latest = 0.0
+        self._left = 0
+        self._looked = float("-inf")
+        self._pressure = ""
 
     def run(self) -> None:
         try:
-            self._now = self._clock.time()
+            self._now, self._monotonic = self._clock.time(), self._clock.monotonic()
             recovered = self._database.open(self._now, self._running)
         except Exception as error:
             self._tell(self._opened_or_not, None, error)
@@ -170,15 +216,20 @@ class Writer(Thread):
         failed = closed = False
         while not closed:
             commit = self._gather(kept, wait=failed or not self._hungry)
+            now, monotonic = self._now, self._monotonic
             try:
                 with self._database.transaction():
+                    if failed:
+                        self._database.probe()
                     self._write(commit)
             except JournalError as error:
                 commit.error = error
+                self._now, self._monotonic = now, monotonic
                 self._undo()
             failed = commit.error is not None
             kept = commit.settled if failed else []
-            self._credit.clear()
+            self._before.clear()
+            commit.pressure = self._pressure
             if commit.close is not None:
                 self._database.close()
                 closed = True
@@ -202,7 +253,7 @@ class Writer(Thread):
                 room -= len(operation.entries)
             elif isinstance(operation, Settlement):
                 settled.append(operation)
-                if operation.function:
+                if operation.into == "released":
                     self._wake(self._lane(operation.function))
             elif isinstance(operation, Want):
                 lane = self._lane(operation.function)
@@ -222,18 +273,27 @@ class Writer(Thread):
         return commit
 
     def _write(self, commit: Commit) -> None:
-        now = self._time()
+        now = self._time(commit)
         batch = Batch()
+        copies: list[Accept] = []
         for operation in commit.settled:
             if isinstance(operation, int):
                 batch.done.append(operation)
-            else:
-                getattr(batch, operation.into).append(operation.row)
-        self._database.settle(batch, now)
+                continue
+            getattr(batch, operation.into).append(operation.row)
+            if operation.key is not None:
+                batch.keys[operation.function, operation.key] = None
+            if operation.copies is not None:
+                copies.append(operation.copies)
+            batch.notes += [(note.key, note.value, None if note.ttl is None else now + note.ttl) for note in operation.notes]
+        for function in self._database.settle(batch, now):
+            self._wake(self._lane(function))
+        if self._sated:
+            self._digest()
         if self._hungry and commit.close is None:
             self._refill(commit, now)
-        if commit.accepts:
-            self._accept(commit, now)
+        if commit.accepts or copies:
+            self._accept([*copies, *commit.accepts], commit.claims, now)
         for call in commit.calls:
             try:
                 call.result = call.work(self._database)
@@ -241,59 +301,109 @@ class Writer(Thread):
                 call.error = error
             if call.wakes:
                 self._wake_all()
+        self._feel()
 
     def _refill(self, commit: Commit, now: float) -> None:
         for lane in list(self._hungry):
-            if lane.credit:
+            room = self._room(lane)
+            if lane.credit and room > 0:
                 limit = min(lane.credit, lane.size)
                 lane.size = min(lane.size * 4, _REFILL)
                 # A timer may be a hair early by the wall clock; what it announced is due.
-                found, exhausted, next_due = self._database.take(lane.function, max(now, lane.reached), limit)
+                found, exhausted, next_due = self._database.take(
+                    lane.function, max(now, lane.reached), self._monotonic - self._now, limit, room
+                )
                 commit.claims += found
-                self._credit.setdefault(lane, lane.credit)
+                self._remember(lane)
                 lane.credit -= len(found)
+                lane.held += sum(claim.size for claim in found)
                 lane.backlog = not exhausted
                 if exhausted:
                     lane.size = _FIRST_REFILL
                 if next_due is not None:
                     commit.timers.append((lane.function, next_due))
+            elif lane.credit:
+                self._sated[lane] = None
+                del self._hungry[lane]
+                continue
             if not lane.credit or not lane.backlog:
                 del self._hungry[lane]
 
-    def _accept(self, commit: Commit, now: float) -> None:
-        repeats = self._repeats(commit.accepts, now)
+    def _accept(self, accepts: list[Accept], claims: list[RowClaim], now: float) -> None:
+        repeats = self._repeats(accepts, now)
+        ends: dict[tuple[str, str], tuple[int, int]] = {}
         rows: list[Any] = []
-        for accept in commit.accepts:
-            seq, at = accept.first - 1, accept.at
+        for accept in accepts:
+            seq, born = accept.first - 1, accept.born
+            at = born + self._now - self._monotonic
             for entry, packed in zip(accept.entries, accept.packed, strict=True):
                 seq += 1
                 if repeats and seq in repeats:
                     accept.answer[seq - accept.first] = False
                     continue
-                function = entry.function
+                function, key = entry.function, entry.key
                 lane = self._lanes.get(function) or self._lane(function)
-                if lane.credit > 0 and not lane.backlog:
-                    if lane not in self._credit:
-                        self._credit[lane] = lane.credit
+                direct = lane.credit > 0 and not lane.backlog and self._room(lane) > 0
+                state = RUNNING if direct else WAITING
+                if key is not None:
+                    place = function, key
+                    before = ends.get(place) or self._database.follows(function, key)
+                    if before is not None and (state, *before) != (RUNNING, RUNNING, RUNNING):
+                        state = PARKED
+                    ends[place] = (state if before is None else before[0], state)
+                rows += (seq, state, function, at, packed, key)
+                if state == RUNNING:
+                    if lane not in self._before:
+                        self._remember(lane)
                     lane.credit -= 1
-                    rows += (seq, RUNNING, function, at, packed)
-                    commit.claims.append(RowClaim(seq, function, entry.event, 0, at, entry.hint))
-                else:
-                    lane.backlog = True
-                    rows += (seq, WAITING, function, at, packed)
+                    lane.held += len(packed)
+                    claims.append(RowClaim(seq, function, entry.event, 0, born, len(packed), entry.hint, key))
+                elif state == WAITING:
+                    self._wake(lane)
         self._database.insert(rows)
+
+    def _room(self, lane: _Lane) -> int:
+        """Bytes that it may still be handed."""
+        return max(_SHARE, _MEMORY // len(self._lanes)) - lane.held + self._freed.get(lane.function, 0)
+
+    def _digest(self) -> None:
+        for lane in [lane for lane in self._sated if self._room(lane) > 0]:
+            del self._sated[lane]
+            self._hungry[lane] = None
+
+    def _feel(self) -> None:
+        """See whether there is room for more, by what was configured and on the disk."""
+        limits, database = self._limits, self._database
+        if limits.free and self._monotonic - self._looked >= _LOOK:
+            self._looked = self._monotonic
+            self._left = database.disk_free()
+        if limits.rows and database.live >= limits.rows:
+            self._pressure = f"the backlog is full: {database.live} events wait; [journal] max_backlog is {limits.rows}"
+        elif limits.size and (used := database.size()) >= limits.size:
+            self._pressure = f"the backlog is full: the journal has {used >> 20} MB; [journal] max_backlog is {limits.size >> 20} MB"
+        elif self._left < limits.free:
+            self._pressure = (
+                f"the disk is nearly full: {self._left >> 20} MB are left, [journal] min_free is {limits.free >> 20} MB; "
+                "free some space, it goes on by itself"
+            )
+        else:
+            self._pressure = ""
 
     def _repeats(self, accepts: list[Accept], now: float) -> set[int]:
         keys: list[Any] = []
         for accept in accepts:
+            at = accept.born + self._now - self._monotonic
             for seq, entry in enumerate(accept.entries, accept.first):
                 if entry.event.dedupe:
-                    keys += (entry.event.source, entry.event.id, entry.function, seq, accept.at)
+                    keys += (entry.event.source, entry.event.id, entry.function, seq, at)
         return self._database.repeats(keys, now) if keys else set()
 
+    def _remember(self, lane: _Lane) -> None:
+        self._before.setdefault(lane, (lane.credit, lane.held))
+
     def _undo(self) -> None:
-        for lane, credit in self._credit.items():
-            lane.credit = credit
+        for lane, (credit, held) in self._before.items():
+            lane.credit, lane.held = credit, held
             self._wake(lane)
 
     def _lane(self, function: str) -> _Lane:
@@ -311,15 +421,17 @@ class Writer(Thread):
         for lane in self._lanes.values():
             self._wake(lane)
 
-    def _time(self) -> float:
-        """The clock's time, but small steps back don't show: what was accepted a moment ago is not in the future."""
-        now = self._clock.time()
-        if now < self._now - CLOCK_STEP:
-            # Else all that was accepted under the wrong date would wait for it to come.
-            self._database.set_clock_back(now)
+    def _time(self, commit: Commit) -> float:
+        """The clock's time; when it was set, first what waits is set with it, or it would be too old, or wait too long."""
+        now, monotonic = self._clock.time(), self._clock.monotonic()
+        step = (now - self._now) - (monotonic - self._monotonic)
+        if abs(step) > CLOCK_STEP:
+            self._database.shift(step)
+            commit.step = step
             for lane in self._lanes.values():
                 lane.reached = 0.0
             self._wake_all()
-            self._now = now
-        self._now = max(self._now, now)
-        return self._now
+            self._latest = now
+        self._now, self._monotonic = now, monotonic
+        self._latest = max(self._latest, now)  # after a small step back, what was accepted a moment ago is not in the future
+        return self._latest

@@ -179,7 +179,7 @@ async def pass_time(app: App, clock: ManualClock, minutes: int) -> None:
         await app.journal.flush()
         for _ in range(3):
             await app.journal.flush()
-    await until(lambda: all(not lane.active and not lane.queue for lane in app.engine.lanes.values()))
+    await until(lambda: all(not lane.active and not lane.count for lane in app.engine.lanes.values()))
 
 
 async def test_each_tick_runs_once(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ async def test_a_tick_whose_memory_was_lost_runs_once(tmp_path: Path) -> None:
         await pass_time(app, clock, 11)
         await app.sources["cron"].router.put("ticks rate(10 minutes)", before)
     async with running(tmp_path, clock, ticks.handler) as app:
-        assert app.engine.repeats == 1
+        assert app.engine.intake.repeats == 1
     assert ticks.times == ["00:10"]
 
 

@@ -190,7 +190,7 @@ async def test_what_no_function_wants_any_more_is_unsubscribed(tmp_path: Path, m
         await mosquitto.publish("old", "x")
         await mosquitto.publish("new", "y")
         await until(lambda: got)
-        assert (got, app.engine.unmatched) == (["y"], 0)
+        assert (got, app.engine.intake.unmatched) == (["y"], 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -164,7 +164,7 @@ async def test_what_was_delivered_but_not_noted_down_runs_once(tmp_path: Path, b
     for path, content in before.items():
         path.write_bytes(content + b'["torn')
     async with watching(tmp_path, seen.handler) as app:
-        await until(lambda: app.engine.repeats == 1)
+        await until(lambda: app.engine.intake.repeats == 1)
         (bucket / "b").write_text("x")
         await until(lambda: len(seen.objects) == 2)
     assert seen.changes == [("Created", "a"), ("Created", "b")]

@@ -1,0 +1,175 @@
+"""From events to what the journal keeps of them: who wants each, in which order, and in which queue it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from eventrouter.clock import Clock
+from eventrouter.crashpoints import crash_point
+from eventrouter.destinations import Message, parse_destination
+from eventrouter.functions import Policy
+from eventrouter.journal.protocol import Entry, Journal
+from eventrouter.lanes import Lane
+from eventrouter.model import NOTHING, Event, Trigger
+from eventrouter.retry import fixed
+from eventrouter.routing import Index
+from eventrouter.sources import Binding, Queue
+
+log = logging.getLogger("eventrouter")
+
+Found = tuple[Trigger | None, Mapping[str, str]]
+
+
+class Intake:
+    """lanes: of functions, by name; queues: of those queues that are known, None where no function takes from it.
+
+    unmatched: events that no trigger wanted. repeats: events that had been accepted before.
+    queueing: by source, what the router is to know of one of its queues; its events wait there until somebody takes them.
+    senders: by destination's scheme, what makes a message for a name there an event.
+    opened: called with the lane of each queue that a function takes from.
+    """
+
+    def __init__(self, lanes: Mapping[str, Lane], journal: Journal, clock: Clock, opened: Callable[[Lane], None]) -> None:
+        self.lanes = lanes
+        self.queues: dict[str, Lane | None] = {}
+        self.unmatched = 0
+        self.repeats = 0
+        self.queueing: dict[str, Callable[[str], Queue]] = {}
+        self.senders: dict[str, Callable[[str, Message], Event]] = {
+            "lambda": lambda name, message: Event("invoke", "lambda.invoke", name, message.body)
+        }
+        self._journal = journal
+        self._clock = clock
+        self._opened = opened
+        self._indexes: dict[str, Index[tuple[str, Trigger]]] = {}
+        for name, lane in lanes.items():
+            for trigger in lane.function.triggers:
+                self._indexes.setdefault(trigger.source, Index()).add(trigger.path, (name, trigger))
+
+    def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]:
+        """Journal each event once for every function that wants it; see `Router.deliver`."""
+        entries: list[Entry] = []
+        now = self._clock.time()
+        for event in events:
+            if event.time is None:
+                event.time = now
+            wanted = self._entries(event)
+            if not wanted:
+                self.unmatched += 1
+                log.debug("no function wants %r", event, extra={"action": "event.unmatched"})
+            entries += wanted
+        return self._accept(entries)
+
+    def _entries(self, event: Event) -> list[Entry]:
+        if event.source in self.queueing:
+            return [self._queued(event)]
+        entries: list[Entry] = []
+        index = self._indexes.get(event.source)
+        for name, trigger in index.find(event.subject) if index is not None else ():
+            captures = trigger.matches(event)
+            # Two triggers of one function that both match are still one event for it.
+            if captures is not None and all(entry.function != name for entry in entries):
+                entries.append(self._entry(name, event, trigger, captures))
+        return entries
+
+    def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]:
+        return self.accept_for(binding.function.name, binding.trigger, event)
+
+    def accept_for(
+        self, name: str, trigger: Trigger | None, event: Event, captures: Mapping[str, str] | None = None
+    ) -> asyncio.Future[int]:
+        """Journal an event for one function. trigger: None for a direct invocation."""
+        if event.time is None:
+            event.time = self._clock.time()
+        if captures is None and trigger is not None:
+            captures = trigger.matches(event)
+        return self._accept([self._entry(name, event, trigger, captures or NOTHING)])
+
+    def _entry(self, name: str, event: Event, trigger: Trigger | None, captures: Mapping[str, str]) -> Entry:
+        function = self.lanes[name].function
+        return Entry(name, event, (trigger, captures), None if function.policy.order_by is None else function.order_key(event, captures))
+
+    def _queued(self, event: Event) -> Entry:
+        lane = self.queue(event.source, event.subject)
+        name = f"{event.source}:{event.subject}"
+        if lane is None or lane.trigger is None:
+            return Entry(name, event)
+        captures = lane.trigger.matches(event) or NOTHING
+        return Entry(name, event, (lane.trigger, captures), lane.function.order_key(event, captures) if lane.policy.order_by else None)
+
+    def queue(self, source: str, subject: str) -> Lane | None:
+        """The lane of a queue; None: no function takes from it."""
+        name = f"{source}:{subject}"
+        if name not in self.queues:
+            self.queues[name] = None
+            index = self._indexes.get(source)
+            probe = Event(source, "", subject)
+            for owner, trigger in index.find(subject) if index is not None else ():
+                if trigger.matches(probe) is None:
+                    continue
+                of = self.lanes[owner]
+                lane = Lane(name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger)
+                self.queues[name] = lane
+                self._opened(lane)
+                break
+        return self.queues[name]
+
+    def _accept(self, entries: list[Entry]) -> asyncio.Future[int]:
+        receipt: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if not entries:
+            receipt.set_result(0)
+            return receipt
+
+        def accepted(written: asyncio.Future[list[bool]]) -> None:
+            error = None if written.cancelled() else written.exception()
+            if receipt.done():
+                return
+            if error is not None:
+                receipt.set_exception(error)
+                return
+            crash_point("receipt.before")
+            fresh = written.result()
+            new = sum(fresh)
+            self.repeats += len(fresh) - new
+            for entry, is_new in zip(entries, fresh, strict=True):
+                lane = self.lanes.get(entry.function) or self.queues.get(entry.function)
+                if lane is not None:
+                    lane.accepted += is_new
+            receipt.set_result(new)
+
+        crash_point("accept.before")
+        self._journal.accept(entries).add_done_callback(accepted)
+        return receipt
+
+    def addressed(self, target: str, message: Message) -> list[Entry]:
+        """What is to be journalled for a message to go to a destination such as `"sqs:NAME"`."""
+        to = parse_destination(target, "destination")
+        event = self.senders[to.scheme](to.name, message)
+        event.time = self._clock.time()
+        entries = [Entry(to.name, event)] if to.scheme == "lambda" else self._entries(event)
+        if not entries:
+            log.warning("nobody takes what is sent to %s; the dead letter itself stays", target, extra={"action": "destination.unheard"})
+        return entries
+
+    @staticmethod
+    def rebind(lane: Lane, event: Event) -> Found | None:
+        """Which of the lane's triggers an event is for, and its captures, when the journal has forgotten; None: none any more."""
+        if event.source == "invoke":
+            return None, event.attributes.get("parameters", NOTHING)
+        for trigger in lane.function.triggers if lane.trigger is None else (lane.trigger,):
+            if trigger.source == event.source:
+                captures = trigger.matches(event)
+                if captures is not None:
+                    return trigger, captures
+        return None
+
+
+def _queue_policy(policy: Policy, queue: Queue) -> Policy:
+    """A function's policy for what it takes from a queue: retries, delays and age are the queue's."""
+    return msgspec.structs.replace(
+        policy, retries=queue.receives - 1, backoff=fixed(queue.hide), max_age=queue.keep, dlq=queue.dlq or policy.dlq
+    )

@@ -1,0 +1,136 @@
+"""One function's, or one queue's, share of the engine: its waiting claims in their order, its slots, its counters."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from eventrouter.clock import Timer
+from eventrouter.functions import Function, Policy
+from eventrouter.journal.protocol import Claim
+from eventrouter.limits import Pool
+from eventrouter.model import Trigger
+
+_BATCH_BYTES = 6 * 1024 * 1024  # of one batch's events together, as in Lambda
+
+
+class Lane:
+    """name: the journal's for its claims. policy: the function's, or for a queue's lane what the queue makes of it.
+
+    window: how many claims it may hold. trigger: of a queue's lane, the one that its events are for.
+    count: claims that wait here. active: slots in use. taken: claims worked off since credit was last given.
+    The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled).
+    """
+
+    __slots__ = (
+        "_chains",
+        "_queue",
+        "accepted",
+        "active",
+        "count",
+        "dead",
+        "expiry",
+        "failed",
+        "function",
+        "name",
+        "policy",
+        "pool",
+        "ripe",
+        "ripening",
+        "starting",
+        "succeeded",
+        "suspended",
+        "taken",
+        "throttled",
+        "timed_out",
+        "trigger",
+        "waiting",
+        "window",
+    )
+
+    def __init__(self, name: str, function: Function, policy: Policy, pool: Pool, window: int, trigger: Trigger | None = None) -> None:
+        self.name = name
+        self.function = function
+        self.policy = policy
+        self.pool = pool
+        self.window = window if policy.batch is None else max(window, 2 * policy.batch.size)
+        self.trigger = trigger
+        self.count = 0
+        self.taken = 0
+        self.active = 0
+        self.starting = False
+        self.waiting = False  # for a slot
+        self.ripe = False  # what is there is to be run though it fills no batch
+        self.ripening: Timer | None = None
+        self.expiry: Timer | None = None
+        self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
+        self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
+        self._queue: deque[Claim] = deque()  # what may run now
+        self._chains: dict[str, deque[Claim]] = {}  # of each key that is queued or runs: what comes after it
+
+    @property
+    def ready(self) -> bool:
+        """A worker would find something to run."""
+        batch = self.policy.batch
+        return bool(self._queue) and (batch is None or self.ripe or batch.window == 0 or self.count >= batch.size)
+
+    def push(self, claim: Claim) -> None:
+        self.count += 1
+        key = claim.key
+        if key is None:
+            self._queue.append(claim)
+        elif (chain := self._chains.get(key)) is None:
+            self._chains[key] = deque()
+            self._queue.append(claim)
+        else:
+            chain.append(claim)
+
+    def pop(self) -> Claim:
+        self.count -= 1
+        return self._queue.popleft()
+
+    def pop_batch(self, size: int) -> list[Claim]:
+        """As many as there are, up to size and 6 MB; of one key several, in their order."""
+        found: list[Claim] = []
+        total = 0
+        while self._queue and len(found) < size:
+            source = self._queue
+            while source and len(found) < size:
+                total += len(source[0].event.data)
+                if found and total > _BATCH_BYTES:
+                    self.count -= len(found)
+                    return found
+                claim = source.popleft()
+                found.append(claim)
+                if source is self._queue and claim.key is None:
+                    break
+                assert claim.key is not None
+                source = self._chains[claim.key]
+        self.count -= len(found)
+        return found
+
+    @property
+    def oldest(self) -> Claim | None:
+        return self._queue[0] if self._queue else None
+
+    def pass_on(self, key: str) -> None:
+        """What ran under the key has ended: the next may run."""
+        chain = self._chains.get(key)
+        if chain:
+            self._queue.append(chain.popleft())
+        elif chain is not None:
+            del self._chains[key]
+
+    def take_back(self, key: str) -> deque[Claim]:
+        """What ran under the key goes back to the journal, and what waited behind it must, too."""
+        behind = self._chains.pop(key, deque())
+        self.count -= len(behind)
+        return behind
+
+    def clear(self) -> None:
+        self._queue.clear()
+        self._chains.clear()
+        self.count = 0
+        for timer in (self.ripening, self.expiry):
+            if timer is not None:
+                timer.cancel()

@@ -1,0 +1,139 @@
+"""What becomes of an invocation: the one place where it ends, waits for another attempt, or goes back. Start reading here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from eventrouter.attempts import describe
+from eventrouter.clock import Clock
+from eventrouter.crashpoints import crash_point
+from eventrouter.destinations import letter, record
+from eventrouter.intake import Intake
+from eventrouter.journal.protocol import Claim, Entry, Journal, Note
+from eventrouter.lanes import Lane
+from eventrouter.model import Dead, Decision, Done, Failed, Interrupted, Outcome, Release, RetryAt, Succeeded, TimedOut, Trigger
+from eventrouter.retry import decide
+
+log = logging.getLogger("eventrouter")
+_DONE = Done()
+
+
+class Settlement:
+    """Turns outcomes into decisions, and has the journal keep them together with what follows from them."""
+
+    def __init__(self, journal: Journal, clock: Clock, intake: Intake) -> None:
+        self._journal = journal
+        self._clock = clock
+        self._intake = intake
+
+    def settle(self, lane: Lane, claim: Claim, trigger: Trigger | None, outcome: Outcome, note: Note | None = None) -> Decision:
+        """What an attempt's outcome means for its invocation: the one place that decides it."""
+        self.count(lane, outcome)
+        policy = lane.policy
+        if type(outcome) is Succeeded and note is None and policy.on_success is None:  # the usual case needs no arithmetic
+            crash_point("settle.before")
+            self._journal.settle(claim, _DONE)
+            crash_point("settle.after")
+            return _DONE
+        decision = decide(
+            outcome,
+            retries=policy.retries,
+            backoff=policy.backoff,
+            max_age=policy.max_age,
+            attempts=claim.attempts,
+            age=self._clock.monotonic() - claim.born,
+            now=self._clock.time(),
+            spread=(int(claim.id[-4:], 16) * 40503 & 0xFFFF) / 0x10000,  # neighbours spread apart
+        )
+        self._settle_as(lane, claim, decision, describe(outcome), trigger, outcome, note)
+        return decision
+
+    def settle_batch(
+        self, lane: Lane, trigger: Trigger | None, group: Sequence[tuple[Claim, Mapping[str, str]]], outcomes: Sequence[Outcome]
+    ) -> set[str]:
+        """Each event by itself; but what follows one of its key that goes back goes back, too, whatever became of it. Those keys."""
+        back: set[str] = set()
+        for (claim, _), outcome in zip(group, outcomes, strict=True):
+            if claim.key in back and isinstance(outcome, Succeeded):
+                outcome = Interrupted()  # noqa: PLW2901
+            decision = self.settle(lane, claim, trigger, outcome)
+            if claim.key is not None and isinstance(decision, RetryAt | Release):
+                back.add(claim.key)
+        return back
+
+    def give_up(self, lane: Lane | None, claim: Claim, reason: str, message: str) -> None:
+        """Dead-letter a claim that was never tried."""
+        trigger = claim.hint[0] if claim.hint else None
+        if lane is not None and not claim.hint and claim.event.source not in ("journal", "invoke"):
+            found = self._intake.rebind(lane, claim.event)
+            trigger = found[0] if found is not None else None
+        self._settle_as(lane, claim, Dead(reason, reason, message, claim.attempts), message, trigger)
+
+    def bury_unread(self, claim: Claim, dlq: str | None) -> None:
+        """Dead-letter a message of a queue that was received too often."""
+        dead = Dead("RetriesExhausted", "RetriesExhausted", f"it was received {claim.attempts} times and never deleted", claim.attempts)
+        entries = self._intake.addressed(dlq, letter(claim.event, None, claim.id, dead)) if dlq is not None else []
+        self._write(None, claim, dead, dead.error_message, entries)
+
+    def _settle_as(
+        self,
+        lane: Lane | None,
+        claim: Claim,
+        decision: Decision,
+        why: str,
+        trigger: Trigger | None,
+        outcome: Outcome | None = None,
+        note: Note | None = None,
+    ) -> None:
+        entries = self._follow_up(lane, claim, decision, trigger, outcome) if lane is not None else []
+        self._write(lane, claim, decision, why, entries, () if note is None else (note,))
+
+    def _write(
+        self, lane: Lane | None, claim: Claim, decision: Decision, why: str, entries: Sequence[Entry], notes: Sequence[Note] = ()
+    ) -> None:
+        crash_point("settle.before")
+        self._journal.settle(claim, decision, entries, notes)
+        crash_point("settle.after")
+        extra = {"function": claim.function, "invocation": claim.id, "event": claim.event.id}
+        if isinstance(decision, Dead):
+            if lane is not None:
+                lane.dead += 1
+            log.error(
+                "%s: dead letter %s (%s): %s; `eventrouter dlq show %s`",
+                claim.function, claim.id, decision.reason, why, claim.id,
+                extra={"action": "invocation.dead", **extra},
+            )  # fmt: skip
+        elif isinstance(decision, RetryAt):
+            log.warning(
+                "%s: attempt %d of %s: %s; next in %.1f s",
+                claim.function, decision.attempts, claim.id, why, decision.at - self._clock.time(),
+                extra={"action": "invocation.retry", **extra},
+            )  # fmt: skip
+        elif isinstance(decision, Release):
+            log.info("%s: %s goes back uncharged: %s", claim.function, claim.id, why, extra={"action": "invocation.release", **extra})
+
+    def _follow_up(self, lane: Lane, claim: Claim, decision: Decision, trigger: Trigger | None, outcome: Outcome | None) -> list[Entry]:
+        """The copies and records that the end of an invocation sends elsewhere, to be written with it."""
+        policy, entries = lane.policy, []
+        if isinstance(decision, Dead):
+            if policy.dlq is not None:
+                entries += self._intake.addressed(policy.dlq, letter(claim.event, trigger, claim.id, decision))
+            target, attempts = policy.on_failure, decision.attempts
+        else:
+            target, attempts = policy.on_success if isinstance(decision, Done) else None, claim.attempts + 1
+        if target is not None:
+            now = self._clock.time()
+            message = record(claim.event, trigger, claim.id, lane.function.name, decision, outcome, attempts, now)
+            entries += self._intake.addressed(target, message)
+        return entries
+
+    @staticmethod
+    def count(lane: Lane, outcome: Outcome) -> None:
+        """An attempt of the lane's has ended so."""
+        if type(outcome) is Succeeded:
+            lane.succeeded += 1
+        elif isinstance(outcome, TimedOut):
+            lane.timed_out += 1
+        elif isinstance(outcome, Failed):
+            lane.failed += 1
