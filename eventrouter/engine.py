@@ -10,8 +10,8 @@ from functools import partial
 from eventrouter.attempts import Attempts, Bound, describe, outcomes_of, read_batch
 from eventrouter.clock import Clock
 from eventrouter.crashpoints import crash_point
-from eventrouter.errors import Throttled
-from eventrouter.functions import Function
+from eventrouter.errors import JournalError, Throttled
+from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Found, Intake
 from eventrouter.journal.protocol import Claim, Journal, LetterQuery, Note, Received
@@ -138,12 +138,14 @@ class Engine:
         if event.time is None:
             event.time = self._clock.time()
         try:
-            if lane.policy.batch is None:
-                outcome, note = await self._attempt(lane, (trigger, captures), event, id, 1, slot)
-                if note is not None:
-                    await self.journal.put(note.key, note.value, ttl=note.ttl)
-            else:
+            if lane.policy.batch is not None:
                 (outcome,) = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
+            elif lane.policy.idempotent is None:
+                outcome = await self._attempts.run(lane, lane.function.binders[trigger], event, captures, id, 1, slot)
+            else:
+                outcome, note = await self._attempt_once(lane, lane.policy.idempotent, (trigger, captures), event, id, 1, slot)
+                if note is not None:
+                    await self._keep(lane, note)
         finally:
             self._release(lane, slot)
         self._settlement.count(lane, outcome)
@@ -156,6 +158,12 @@ class Engine:
                 extra={"action": "request.failed", "function": lane.function.name},
             )
         return outcome
+
+    async def _keep(self, lane: Lane, note: Note) -> None:
+        try:
+            await self.journal.put(note.key, note.value, ttl=note.ttl)
+        except JournalError as error:  # the work is done; that a repeat will do it again is no reason to deny it
+            log.error("%s: its result is not kept: %s", lane.name, error, extra={"action": "idempotent.lost", "function": lane.name})
 
     # Work
 
@@ -212,6 +220,7 @@ class Engine:
         slot = Slot(task, request=False)
         self._sweeper.slots.add(slot)
         turn = 0
+        run, settle, binders, once = self._attempts.run, self._settlement.settle, lane.function.binders, lane.policy.idempotent
         try:
             # A slot is handed on after each attempt when other functions wait for one.
             while lane.ready and slot.keeper is None and not self._stopping and not (turn and lane.pool.waiting > lane.waiting):
@@ -225,9 +234,15 @@ class Engine:
                     if found is not None:
                         self.journal.started(claim)
                         crash_point("attempt.before")
-                        outcome, note = await self._attempt(lane, found, claim.event, claim.id, claim.attempts + 1, slot)
+                        trigger, captures = found
+                        note = None
+                        if once is None:  # no coroutine between the worker and the attempt
+                            binder = binders[trigger]
+                            outcome = await run(lane, binder, claim.event, captures, claim.id, claim.attempts + 1, slot)
+                        else:
+                            outcome, note = await self._attempt_once(lane, once, found, claim.event, claim.id, claim.attempts + 1, slot)
                         crash_point("attempt.after")
-                        decision = self._settlement.settle(lane, claim, found[0], outcome, note)
+                        decision = settle(lane, claim, trigger, outcome, note)
                     if claim.key is not None:
                         self._end_key(lane, claim.key, slot, back=isinstance(decision, RetryAt | Release))
                 turn += 1
@@ -236,25 +251,24 @@ class Engine:
         finally:
             self._release(lane, slot)
 
-    async def _attempt(self, lane: Lane, found: Found, event: Event, id: str, attempt: int, slot: Slot) -> tuple[Outcome, Note | None]:
+    async def _attempt_once(
+        self, lane: Lane, once: Idempotent, found: Found, event: Event, id: str, attempt: int, slot: Slot
+    ) -> tuple[Outcome, Note | None]:
         trigger, captures = found
-        binder = lane.function.binders[trigger]
-        run = self._attempts.run
-        once = lane.policy.idempotent
-        if once is None:
-            return await run(lane, binder, event, captures, id, attempt, slot), None
         key = lane.function.idempotency_key(event)
-        if key is None:
-            log.warning(
-                "%s: %s has nothing at %s, so a repeat of it can't be told", lane.name, id, once.path,
-                extra={"action": "idempotent.missing", "function": lane.name, "invocation": id},
-            )  # fmt: skip
-            return await run(lane, binder, event, captures, id, attempt, slot), None
 
-        async def attempt_it() -> Outcome:
-            return Interrupted() if self._stopping else await run(lane, binder, event, captures, id, attempt, slot)
+        async def run() -> Outcome:
+            if self._stopping:  # it had to wait for another's attempt
+                return Interrupted()
+            return await self._attempts.run(lane, lane.function.binders[trigger], event, captures, id, attempt, slot)
 
-        return await self._results.once(lane.function.name, key, once.ttl, attempt_it)
+        if key is not None:
+            return await self._results.once(lane.function.name, key, once.ttl, run)
+        log.warning(
+            "%s: %s has nothing at %s, so a repeat of it can't be told", lane.name, id, once.path,
+            extra={"action": "idempotent.missing", "function": lane.name, "invocation": id},
+        )  # fmt: skip
+        return await run(), None
 
     async def _run_batch(self, lane: Lane, size: int, slot: Slot) -> None:
         """Take a batch off the lane and run it, the events of each trigger by themselves."""

@@ -72,7 +72,7 @@ class Intake:
         for name, trigger in index.find(event.subject) if index is not None else ():
             captures = trigger.matches(event)
             # Two triggers of one function that both match are still one event for it.
-            if captures is not None and all(entry.function != name for entry in entries):
+            if captures is not None and (not entries or all(entry.function != name for entry in entries)):
                 entries.append(self._entry(name, event, trigger, captures))
         return entries
 

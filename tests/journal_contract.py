@@ -14,7 +14,7 @@ import pytest_asyncio
 from eventrouter import Event
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Claim, Entry, Journal, Letter, LetterQuery
+from eventrouter.journal.protocol import Claim, Entry, Journal, Letter, LetterQuery, Note
 from eventrouter.model import Dead, Done, Release, RetryAt
 
 DONE = Done()
@@ -27,6 +27,10 @@ def event(n: int = 0, id: str | None = None, source: str = "test") -> Event:
 
 def entries(function: str, *numbers: int) -> list[Entry]:
     return [Entry(function, event(n), hint=n) for n in numbers]
+
+
+def keyed(key: str, *numbers: int) -> list[Entry]:
+    return [Entry("f", event(n), key=key) for n in numbers]
 
 
 def numbers(claims: Sequence[Claim | Letter]) -> list[int]:
@@ -211,6 +215,195 @@ class JournalContract:
         assert await journal.dead(LetterQuery()) == []
         assert await journal.depth() == {"f": {"waiting": 0, "running": 1, "dead": 0}}
         journal.settle(again, DONE)
+
+    # Order
+
+    async def held(self, journal: Journal) -> list[Claim]:
+        """What comes without being waited for."""
+        await journal.flush()
+        taking = asyncio.ensure_future(journal.claims())
+        await asyncio.sleep(0)
+        if taking.done():
+            return taking.result()
+        taking.cancel()
+        await asyncio.wait([taking])
+        return []
+
+    async def test_what_follows_one_that_goes_back_waits_behind_it(self, journal: Journal, clock: ManualClock) -> None:
+        journal.want("f", 20)
+        await journal.flush()
+        await journal.accept([*keyed("a", 1, 2, 3), *keyed("b", 4), *entries("f", 5)])
+        claims = await self.claims(journal, 5)
+        assert numbers(claims) == [1, 2, 3, 4, 5]
+        assert [claim.key for claim in claims] == ["a", "a", "a", "b", None]
+        one, two, three, *_ = claims
+        journal.settle(one, RetryAt(clock.time() + 30, 1))
+        await journal.accept([*keyed("a", 6), *keyed("b", 7), *keyed("c", 8)])
+        assert numbers(await self.held(journal)) == [7, 8]
+        journal.settle(two, Release())
+        journal.settle(three, Release())
+        assert await self.held(journal) == []
+        clock.advance(31)
+        (again,) = await self.claims(journal, 1)
+        assert (numbers([again]), again.attempts) == ([1], 1)
+        await journal.accept(keyed("a", 9))
+        assert await self.held(journal) == [], "a head that was tried before comes alone"
+        journal.settle(again, DONE)
+        assert numbers(await self.claims(journal, 4)) == [2, 3, 6, 9]
+
+    async def test_a_dead_letter_frees_its_key_and_a_redriven_one_joins_the_tail(self, journal: Journal, clock: ManualClock) -> None:
+        journal.want("f", 20)
+        await journal.accept(keyed("a", 1, 2))
+        one, two = await self.claims(journal, 2)
+        journal.settle(two, Release())
+        journal.settle(one, DEAD)
+        (two,) = await self.claims(journal, 1)
+        assert numbers([two]) == [2]
+        journal.settle(two, RetryAt(clock.time() + 30, 1))
+        (letter,) = await journal.dead(LetterQuery())
+        assert await journal.redrive([letter.id]) == 1
+        assert await self.held(journal) == []
+        clock.advance(31)
+        (two,) = await self.claims(journal, 1)
+        journal.settle(two, DONE)
+        assert numbers(await self.claims(journal, 1)) == [1]
+
+    async def test_the_order_of_a_key_outlives_the_process(self, make: Callable[..., Journal], clock: ManualClock) -> None:
+        if not self.lasting:
+            return
+        journal = make()
+        await journal.open()
+        journal.want("f", 2)
+        await journal.accept(keyed("a", 1, 2, 3, 4))
+        one, _ = await self.claims(journal, 2)
+        journal.settle(one, DONE)
+        await journal.flush()
+        await journal.close()
+        journal = make()
+        await journal.open()
+        assert (await journal.depth())["f"]["waiting"] == 3
+        journal.want("f", 20)
+        assert numbers(await self.claims(journal, 3)) == [2, 3, 4]
+        await journal.close()
+
+    @pytest.mark.parametrize("seed", range(4))
+    async def test_keys_come_in_order_whatever_happens(self, make: Callable[..., Journal], clock: ManualClock, seed: int) -> None:
+        chance = random.Random(seed)
+        journal = make()
+        await journal.open()
+        journal.want("f", 1_000_000)
+        accepted = 0
+        ended: dict[str, list[int]] = {key: [] for key in "abc"}
+        chains: dict[str, list[Claim]] = {key: [] for key in "abc"}
+        while sum(map(len, ended.values())) < 400:
+            if accepted < 400 and chance.random() < 0.4:
+                count = min(400 - accepted, chance.randrange(1, 10))
+                receipt = journal.accept([e for n in range(accepted, accepted + count) for e in keyed("abc"[n % 3], n)])
+                accepted += count
+                if chance.random() < 0.5:
+                    await receipt
+            for claim in await self.held(journal):
+                assert claim.key is not None
+                chains[claim.key].append(claim)
+            for key, chain in chains.items():
+                if not chain or chance.random() < 0.3:
+                    continue
+                head, how = chain.pop(0), chance.random()
+                if how < 0.7:
+                    journal.settle(head, DONE if how < 0.6 else DEAD)
+                    ended[key].append(int(head.event.data))
+                else:
+                    journal.settle(head, RetryAt(clock.time() + chance.randrange(3), head.attempts + 1) if how < 0.9 else Release())
+                    for follower in chain:
+                        journal.settle(follower, Release())
+                    chain.clear()
+            if chance.random() < 0.2:
+                clock.advance(1)
+            if self.lasting and chance.random() < 0.02:
+                await journal.close()
+                chains = {key: [] for key in "abc"}
+                journal = make()
+                await journal.open()
+                journal.want("f", 1_000_000)
+        assert ended == {key: list(range(place, 400, 3)) for place, key in enumerate("abc")}
+        await journal.close()
+
+    # What is written with a settlement
+
+    async def test_copies_and_notes_are_written_with_the_settlement(self, journal: Journal, clock: ManualClock) -> None:
+        journal.want("f", 1)
+        journal.want("g", 5)
+        await journal.accept(entries("f", 1))
+        (claim,) = await self.claims(journal, 1)
+        journal.settle(claim, DEAD, entries("g", 7, 8), [Note("k", b"v"), Note("short", b"v", ttl=10)])
+        assert numbers(await self.claims(journal, 2)) == [7, 8]
+        assert numbers(await journal.dead(LetterQuery())) == [1]
+        assert (await journal.get("k"), await journal.get("short")) == (b"v", b"v")
+        clock.advance(11)
+        assert (await journal.get("k"), await journal.get("short")) == (b"v", None)
+        assert await journal.put("short", b"w", expect=None, ttl=5)
+        journal.settle(claim, DEAD, entries("g", 9))
+        assert await self.held(journal) == [], "a repeated settlement writes nothing"
+
+    # Queues
+
+    async def test_a_message_is_seen_by_one_until_it_is_removed(self, journal: Journal, clock: ManualClock) -> None:
+        await journal.accept(entries("q:a", 1, 2, 3))
+        received, spent = await journal.receive("q:a", 2, 30, 5)
+        assert ([int(it.event.data) for it in received], [it.receives for it in received], spent) == ([1, 2], [1, 1], [])
+        assert [int(it.event.data) for it in (await journal.receive("q:a", 9, 30, 5))[0]] == [3]
+        assert await journal.remove(received[0].id, 1)
+        assert not await journal.remove(received[0].id, 1)
+        clock.advance(31)
+        (again, _), _ = await journal.receive("q:a", 2, 30, 5)
+        assert (int(again.event.data), again.receives) == (2, 2)
+        assert not await journal.remove(again.id, 1), "by an older receipt"
+        assert await journal.hide(again.id, 2, 0)
+        (again,), _ = await journal.receive("q:a", 2, 30, 5)
+        assert again.receives == 3
+        assert await journal.depth() == {"q:a": {"waiting": 2, "running": 0, "dead": 0}}
+
+    async def test_a_message_received_too_often_is_a_claim(self, journal: Journal, clock: ManualClock) -> None:
+        await journal.accept(entries("q:a", 1))
+        for _ in range(2):
+            ((message,), _) = await journal.receive("q:a", 1, 5, 2)
+            clock.advance(6)
+        received, (claim,) = await journal.receive("q:a", 1, 5, 2)
+        assert (received, claim.attempts, numbers([claim])) == ([], 2, [1])
+        journal.settle(claim, DEAD)
+        await journal.flush()
+        assert [letter.function for letter in await journal.dead(LetterQuery())] == ["q:a"]
+        assert not await journal.remove(message.id, 2)
+
+    async def test_what_is_hidden_comes_to_a_function_when_it_is_due(self, journal: Journal, clock: ManualClock) -> None:
+        await journal.accept(entries("q:a", 1))
+        await journal.receive("q:a", 1, 5, 2)
+        journal.want("q:a", 1)
+        assert await self.held(journal) == []
+        clock.advance(6)
+        (claim,) = await self.claims(journal, 1)
+        assert claim.attempts == 1
+
+    # The clock
+
+    @pytest.mark.parametrize("step", [86_400.0, -86_400.0])
+    async def test_setting_the_clock_makes_nothing_older_or_due(self, journal: Journal, clock: ManualClock, step: float) -> None:
+        journal.want("f", 1)
+        await journal.accept(entries("f", 1, 2))
+        (one,) = await self.claims(journal, 1)
+        journal.settle(one, RetryAt(clock.time() + 60, 1))
+        await journal.flush()
+        clock.advance(10)
+        clock.set(step)
+        journal.want("f", 5)
+        (two,) = await self.claims(journal, 1)
+        assert (numbers([two]), clock.monotonic() - two.born) == ([2], 10)
+        assert await self.held(journal) == []
+        clock.advance(49)
+        assert await self.held(journal) == []
+        clock.advance(2)
+        (one,) = await self.claims(journal, 1)
+        assert (one.attempts, clock.monotonic() - one.born) == (1, 61)
 
     # Dead letters
 
