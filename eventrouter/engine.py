@@ -40,8 +40,9 @@ from eventrouter.model import (
 )
 from eventrouter.retry import decide
 from eventrouter.routing import Index
-from eventrouter.runtimes.deadline import LeftRunning, Slot, Sweeper, run
+from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, run
 from eventrouter.runtimes.thread import ThreadRuntime
+from eventrouter.runtimes.watchdog import Watchdog
 from eventrouter.sources import Binding
 
 log = logging.getLogger("eventrouter")
@@ -102,6 +103,7 @@ class Engine:
         self._clock = clock
         self._sweeper = Sweeper(clock)
         self._threads = ThreadRuntime()
+        self._watchdog = Watchdog(clock.monotonic)
         self._indexes: dict[str, Index[tuple[str, Trigger]]] = {}
         self._workers: set[asyncio.Task[None]] = set()
         self._pump_task: asyncio.Task[None] | None = None
@@ -119,8 +121,13 @@ class Engine:
             for trigger in function.triggers:
                 self._indexes.setdefault(trigger.source, Index()).add(trigger.path, (name, trigger))
 
+    def watch(self) -> None:
+        """See to handlers that block the loop; for an engine that only answers requests."""
+        self._watchdog.start()
+
     async def start(self) -> None:
         """Begin to work off what the journal holds."""
+        self.watch()
         for name, lane in self.lanes.items():
             self.journal.want(name, lane.window)
         self._pump_task = asyncio.create_task(self._pump(), name="engine")
@@ -154,6 +161,7 @@ class Engine:
             await asyncio.wait(self._workers)
         await self.dependencies.close()
         self._threads.close()
+        self._watchdog.stop()
 
     # Intake
 
@@ -229,7 +237,7 @@ class Engine:
             raise Throttled(f"{lane.function.name}: all {lane.pool.size} slots of its concurrency are in use")
         task = asyncio.current_task()
         assert task is not None
-        slot = Slot(task, request=True)
+        slot = Slot(task, lane.function.name, request=True)
         self._sweeper.slots.add(slot)
         lane.active += 1
         id = id or event.id
@@ -292,7 +300,7 @@ class Engine:
         task = asyncio.current_task()
         assert task is not None
         lane.starting = False
-        slot = Slot(task, request=False)
+        slot = Slot(task, lane.function.name, request=False)
         self._sweeper.slots.add(slot)
         turn = 0
         try:
@@ -383,25 +391,26 @@ class Engine:
             else:
                 call = self._call(function, args, kwargs)
             result = await run(call, slot, lane.suspended)
-            if slot.expiries:
+            if slot.expired:
                 return TimedOut(function.policy.timeout)
             return Succeeded(result)
         except LeftRunning:
             return Interrupted() if slot.interrupted else TimedOut(function.policy.timeout, ended=slot.request)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Overrun) as error:
             if slot.interrupted:
                 return Interrupted()
-            if slot.expiries:
+            if slot.expired:
                 return TimedOut(function.policy.timeout)
-            if slot.task.cancelling():
-                raise  # the caller of a request went away
+            if slot.task.cancelling() or isinstance(error, Overrun):
+                raise  # the caller of a request went away, or is itself a function that is over its limit
             return Failed("CancelledError", "the handler raised CancelledError though nobody cancelled it")
         except InvalidPayload as error:
             return Failed("InvalidPayload", str(error), final=True)
         except (Exception, SystemExit) as error:
-            return failure(error)
+            return TimedOut(function.policy.timeout) if slot.overran else failure(error)
         finally:
             slot.deadline = inf
+            slot.overran = False
             if slot.expiries or slot.interrupted:
                 for _ in range(slot.expiries + slot.interrupted):
                     slot.task.uncancel()
