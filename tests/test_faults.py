@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import signal
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import pytest
 
 from eventrouter import App, Failed, Succeeded, TimedOut, fixed, invoke, on
 from eventrouter.clock import SystemClock
+from eventrouter.control import Operations
 from eventrouter.journal.protocol import Letter, LetterQuery
-from served import wait_for
+from served import Place, wait_for
 from support import event, local, put, running, until
 
 MEMORY = "[journal]\nurl = 'memory'\n"
@@ -290,3 +293,64 @@ async def test_a_handler_that_never_returns_is_ended_at_its_limit(tmp_path: Path
         await put(app, "a")
         assert (await letter(app, "forever")).error_type == "Sandbox.Timedout"
         assert app.engine.lanes["forever"].active == 0
+
+
+@pytest.mark.parametrize("chunk", [100, 100_000, 100_000_000])
+async def test_a_handler_that_prints_a_lot_does_not_fill_the_memory(tmp_path: Path, chunk: int) -> None:
+    @on(timeout=60)
+    def prints(payload: Any) -> None:
+        print("beginning")
+        for _ in range(min(1000, 100_000_000 // chunk)):
+            print("x" * chunk)
+        print("end")
+
+    async with running(tmp_path, prints, toml=MEMORY) as app:
+        tracemalloc.start()
+        try:
+            answer = await Operations(app, echo=False).invoke("prints", "{}", {})
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 16_000_000 + chunk, "bytes, and the text that the handler itself made"
+    logs = answer["logs"]
+    assert logs.endswith("x\nend\n")
+    if chunk > 100:
+        assert len(logs) < 300_000
+        total = len("beginning\nend\n") + (chunk + 1) * min(1000, 100_000_000 // chunk)
+        assert logs.startswith(f"[the first {total - 262_144:,} characters were left out; these are the last 262,144]\n")
+    else:
+        assert logs.startswith("beginning\n")
+
+
+LOOP: list[Any] = []
+LOOP.append(LOOP)
+
+
+@pytest.mark.parametrize("result", [object(), "\ud800", {(1, 2): 3}, LOOP], ids=["object", "surrogate", "key", "loop"])
+async def test_a_result_that_json_cannot_say_is_a_marshal_error(tmp_path: Path, result: Any) -> None:
+    @on()
+    async def odd(payload: Any) -> Any:
+        return result
+
+    async with running(tmp_path, odd, toml=MEMORY) as app:
+        answer = await Operations(app).invoke("odd", "{}", {})
+    assert answer["status"] == "failed"
+    assert answer["error"]["errorType"] == "Runtime.MarshalError"
+    assert answer["error"]["errorMessage"].startswith("Unable to marshal response: ")
+
+
+def test_invoke_tells_of_both(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "from eventrouter import on\n\n@on(timeout=60)\ndef prints(x):\n"
+        '    for _ in range(1000):\n        print("x" * 100_000)\n    return object()\n'
+    )
+    (tmp_path / "eventrouter.toml").write_text("[http]\nport = 0\n")
+    with Place(tmp_path) as place:
+        for online in (False, True):
+            if online:
+                place.serve()
+            done = place.result("invoke", "prints")
+            assert done.returncode == 1
+            assert json.loads(done.stdout)["errorType"] == "Runtime.MarshalError"
+            assert "characters were left out" in done.stderr
+            assert len(done.stderr) < 300_000
