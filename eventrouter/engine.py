@@ -159,9 +159,11 @@ class Engine:
             task.cancel()
         if self._workers:
             await asyncio.wait(self._workers)
-        await self.dependencies.close()
-        self._threads.close()
-        self._watchdog.stop()
+        try:
+            await self.dependencies.close()
+        finally:
+            self._threads.close()
+            self._watchdog.stop()
 
     # Intake
 

@@ -148,4 +148,4 @@ async def _keep(coroutine: Coroutine[Any, Any, Any], context: contextvars.Contex
 
 
 # Code whose frames hold a `slot` and have what they step on top of them, for whoever reads the stack.
-STEPPERS: Final = frozenset(cast(types.FunctionType, stepper).__code__ for stepper in (run, _steps))
+STEPPERS: Final = tuple(cast(types.FunctionType, stepper).__code__ for stepper in (run, _steps))
