@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import random
 from collections.abc import Callable
 from contextlib import closing
@@ -362,5 +363,8 @@ def test_the_command(tmp_path: Path) -> None:
         assert "copied: " in said
         assert "damaged: 1 of " in said
         assert "journal.db.damaged-1" in said
+        again = json.loads(place.run("doctor", "--salvage", "--json"))
+        assert (again["damaged"], again["unread"]) == ([], 0)
+        assert again["aside"].endswith("journal.db.damaged-2")
         place.serve()
         assert "stop it" in place.run("doctor", "--salvage", code=1)

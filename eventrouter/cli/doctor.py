@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgspec
 
 from eventrouter.app import lock
 from eventrouter.cli.common import Place, app_option, dump, json_option, place_options
@@ -52,7 +53,7 @@ def _salvage(place: Place, as_json: bool) -> None:
     with lock(path.parent):
         found = salvage(path)
     if as_json:
-        click.echo(dump(found))
+        click.echo(dump({**msgspec.structs.asdict(found), "aside": str(found.aside)}))
         return
     click.echo("copied: " + ", ".join(f"{count:,} {state}" for state, count in found.invocations.items()))
     click.echo("besides: " + ", ".join(f"{count:,} of {table}" for table, count in found.others.items()))
