@@ -175,6 +175,7 @@ class App:
                 await _call(function)
             # From here on in this order at stop: intake ends, handlers drain, then what they share is closed.
             stack.push_async_callback(self._drain)
+            self.engine.watch()
             if sources:
                 await self.engine.start()
                 stack.push_async_callback(self.supervisor.stop)

@@ -17,7 +17,7 @@ from eventrouter.errors import InvalidPayload, Reject, Retry
 from eventrouter.functions import Function
 from eventrouter.lanes import Lane
 from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Succeeded, TimedOut
-from eventrouter.runtimes.deadline import LeftRunning, Slot, Sweeper, run
+from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, run
 from eventrouter.runtimes.thread import ThreadRuntime
 
 
@@ -46,8 +46,10 @@ class Attempts:
         self._threads = ThreadRuntime()
 
     async def close(self) -> None:
-        await self.dependencies.close()
-        self._threads.close()
+        try:
+            await self.dependencies.close()
+        finally:
+            self._threads.close()
 
     async def run(
         self, lane: Lane, binder: Binder | Bound, event: Event, captures: Mapping[str, str], id: str, attempt: int, slot: Slot
@@ -69,24 +71,27 @@ class Attempts:
             else:
                 call = self._call(function, args, kwargs)
             result = await run(call, slot, lane.suspended)
-            if slot.expiries:
+            if slot.expired:
                 return TimedOut(limit)
             return Succeeded(result)
         except LeftRunning:
             return Interrupted() if slot.interrupted else TimedOut(limit, ended=slot.request)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Overrun) as error:
             if slot.interrupted:
                 return Interrupted()
-            if slot.expiries:
+            if slot.expired:
                 return TimedOut(limit)
-            if slot.task.cancelling():
-                raise  # the caller of a request went away
+            if slot.task.cancelling() or isinstance(error, Overrun):
+                raise  # the caller of a request went away, or is itself a function that is over its limit
             return Failed("CancelledError", "the handler raised CancelledError though nobody cancelled it")
         except (Exception, SystemExit) as error:
+            if slot.overran:
+                return TimedOut(limit)
             # Of a batch, the events that it doesn't name have succeeded.
             return Succeeded(error) if isinstance(error, PartialFailure) and isinstance(binder, Bound) else failure(error)
         finally:
             slot.deadline = inf
+            slot.overran = False
             if slot.expiries or slot.interrupted:
                 for _ in range(slot.expiries + slot.interrupted):
                     slot.task.uncancel()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _LIMIT = 64 * 1024 * 1024  # bytes of one request or answer
 _SOCKET_PATH = 100  # the kernel's limit is 108 bytes, macOS' 104
 _BILLED_STEP = 100  # milliseconds
+_KEPT = 256 * 1024  # characters of what a handler prints while the command line waits for it
 
 
 def describe_function(function: Function) -> dict[str, Any]:
@@ -103,9 +104,13 @@ class Operations:
         with _captured(self._echo) as logs:
             outcome = await self._app.engine.invoke(lane, None, event, parameters, request)
         milliseconds = (self._app.clock.monotonic() - began) * 1000
-        answer: dict[str, Any] = {"status": "failed", "logs": "".join(logs), "report": _report(request, milliseconds)}
+        answer: dict[str, Any] = {"status": "failed", "logs": logs.text(), "report": _report(request, milliseconds)}
         if isinstance(outcome, Succeeded):
-            answer |= {"status": "succeeded", "result": _jsonable(outcome.result, function)}
+            try:
+                answer |= {"result": _jsonable(outcome.result), "status": "succeeded"}
+            except Exception as error:  # the handler's own objects may raise anything when they are read
+                message = f"Unable to marshal response: {error}"
+                answer["error"] = {"errorMessage": message, "errorType": "Runtime.MarshalError", "stackTrace": []}
         elif isinstance(outcome, Failed):
             answer["error"] = {"errorMessage": outcome.error_message, "errorType": outcome.error_type, "stackTrace": outcome.trace}
         elif isinstance(outcome, TimedOut):
@@ -158,11 +163,10 @@ class Operations:
         return [{**msgspec.structs.asdict(w), "accepted": iso_time(w.accepted), "due": iso_time(w.due)} for w in found]
 
 
-def _jsonable(result: Any, function: str) -> Any:
-    try:
-        return msgspec.to_builtins(result)
-    except TypeError as error:
-        raise EventRouterError(f"{function} returned what JSON can't say: {error}") from None
+def _jsonable(result: Any) -> Any:
+    plain = msgspec.to_builtins(result)
+    msgspec.json.encode(plain)  # lone surrogates and numbers of any length are builtins, but not JSON
+    return plain
 
 
 def _report(request: str, milliseconds: float) -> str:
@@ -206,7 +210,35 @@ def _arguments(
 
 # What a handler prints and logs while the command line waits for it.
 
-_lines: ContextVar[list[str] | None] = ContextVar("eventrouter_logs", default=None)
+
+class _Tail:
+    """The end of what is written to it: its memory is bounded, however much that is."""
+
+    def __init__(self) -> None:
+        self._kept = io.StringIO()
+        self._left_out = 0
+
+    def write(self, text: str) -> None:
+        self._kept.write(text[-_KEPT:])
+        self._left_out += max(0, len(text) - _KEPT)
+        if self._kept.tell() > 2 * _KEPT:  # to cut at each write would be to copy all of it each time
+            self._cut()
+
+    def text(self) -> str:
+        self._cut()
+        kept = self._kept.getvalue().encode(errors="replace").decode()  # a lone surrogate could not be sent
+        if not self._left_out:
+            return kept
+        return f"[the first {self._left_out:,} characters were left out; these are the last {len(kept):,}]\n{kept}"
+
+    def _cut(self) -> None:
+        written = self._kept.getvalue()
+        self._left_out += max(0, len(written) - _KEPT)
+        self._kept = io.StringIO()
+        self._kept.write(written[-_KEPT:])
+
+
+_tail: ContextVar[_Tail | None] = ContextVar("eventrouter_logs", default=None)
 
 
 class _Tee(io.TextIOBase):
@@ -215,10 +247,10 @@ class _Tee(io.TextIOBase):
         self._echo = echo
 
     def write(self, text: str) -> int:
-        lines = _lines.get()
-        if lines is not None:
-            lines.append(text)
-        if lines is None or self._echo:
+        tail = _tail.get()
+        if tail is not None:
+            tail.write(text)
+        if tail is None or self._echo:
             self.real.write(text)
         return len(text)
 
@@ -228,25 +260,25 @@ class _Tee(io.TextIOBase):
 
 class _Collect(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        lines = _lines.get()
-        if lines is not None and record.name.partition(".")[0] != "eventrouter":
-            lines.append(f"[{record.levelname}] {record.name} {record.getMessage()}\n")
+        tail = _tail.get()
+        if tail is not None and record.name.partition(".")[0] != "eventrouter":
+            tail.write(f"[{record.levelname}] {record.name} {record.getMessage()}\n")
 
 
 @contextmanager
-def _captured(echo: bool) -> Iterator[list[str]]:
-    lines: list[str] = []
-    token = _lines.set(lines)
+def _captured(echo: bool) -> Iterator[_Tail]:
+    tail = _Tail()
+    token = _tail.set(tail)
     handler, tee = _Collect(), _Tee(sys.stdout, echo)
     logging.getLogger().addHandler(handler)
     sys.stdout = tee
     try:
-        yield lines
+        yield tail
     finally:
         logging.getLogger().removeHandler(handler)
         if sys.stdout is tee:
             sys.stdout = tee.real
-        _lines.reset(token)
+        _tail.reset(token)
 
 
 # The socket: one JSON line asks, one answers.

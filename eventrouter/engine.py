@@ -32,6 +32,7 @@ from eventrouter.model import (
     Trigger,
 )  # fmt: skip
 from eventrouter.runtimes.deadline import Slot
+from eventrouter.runtimes.watchdog import Watchdog
 from eventrouter.settlement import Settlement
 from eventrouter.sources import Binding
 
@@ -55,6 +56,7 @@ class Engine:
         self._attempts = Attempts(clock)
         self.dependencies = self._attempts.dependencies
         self._sweeper = self._attempts.sweeper
+        self._watchdog = Watchdog(clock.monotonic)
         self._results = Results(journal)
         self._workers: set[asyncio.Task[None]] = set()
         self._pump_task: asyncio.Task[None] | None = None
@@ -76,8 +78,13 @@ class Engine:
         if self._pump_task is not None and lane.pool.size:  # a function that is closed leaves them in the queue
             self.journal.want(lane.name, lane.window)
 
+    def watch(self) -> None:
+        """See to handlers that block the loop; for an engine that only answers requests."""
+        self._watchdog.start()
+
     async def start(self) -> None:
         """Begin to work off what the journal holds."""
+        self.watch()
         for name, lane in self.lanes.items():
             self.journal.want(name, lane.window)
         self._pump_task = asyncio.create_task(self._pump(), name="engine")
@@ -114,7 +121,10 @@ class Engine:
             task.cancel()
         if self._workers:
             await asyncio.wait(self._workers)
-        await self._attempts.close()
+        try:
+            await self._attempts.close()
+        finally:
+            self._watchdog.stop()
 
     # Requests
 
@@ -131,7 +141,7 @@ class Engine:
             raise Throttled(f"{lane.function.name}: all {lane.pool.size} slots of its concurrency are in use")
         task = asyncio.current_task()
         assert task is not None
-        slot = Slot(task, request=True)
+        slot = Slot(task, lane.function.name, request=True)
         self._sweeper.slots.add(slot)
         lane.active += 1
         id = id or event.id
@@ -217,7 +227,7 @@ class Engine:
         task = asyncio.current_task()
         assert task is not None
         lane.starting = False
-        slot = Slot(task, request=False)
+        slot = Slot(task, lane.function.name, request=False)
         self._sweeper.slots.add(slot)
         turn = 0
         run, settle, binders, once = self._attempts.run, self._settlement.settle, lane.function.binders, lane.policy.idempotent

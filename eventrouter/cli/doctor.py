@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgspec
 
+from eventrouter.app import lock
 from eventrouter.cli.common import Place, app_option, dump, json_option, place_options
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.hookspecs import Finding
@@ -18,11 +20,15 @@ _MARKS = {"ok": "ok      ", "note": "note    ", "problem": "PROBLEM "}
 
 
 @click.command("doctor")
+@click.option("--salvage", "salvages", is_flag=True, help="Copy what can be read of a damaged journal into a new one.")
 @json_option
 @app_option
 @place_options
-def doctor_command(as_json: bool, apps: tuple[str, ...], config: Path | None, data: str | None) -> int:
+def doctor_command(salvages: bool, as_json: bool, apps: tuple[str, ...], config: Path | None, data: str | None) -> int:
     """What this machine can enforce, which plugins loaded, what is wrong with the configuration."""
+    if salvages:
+        _salvage(Place(config, data, apps), as_json)
+        return 0
     findings: list[Finding] = list(_machine())
     try:
         place = Place(config, data, apps)
@@ -36,6 +42,29 @@ def doctor_command(as_json: bool, apps: tuple[str, ...], config: Path | None, da
         for finding in findings:
             click.echo(_MARKS[finding.level] + finding.text)
     return int(any(finding.level == "problem" for finding in findings))
+
+
+def _salvage(place: Place, as_json: bool) -> None:
+    from eventrouter.journal.salvage import salvage  # noqa: PLC0415
+
+    path = place.config.data / "journal.db"
+    if not path.parent.is_dir():
+        raise EventRouterError(f"{path.parent}: no such folder; give --data the one that the journal is in")
+    with lock(path.parent):
+        found = salvage(path)
+    if as_json:
+        click.echo(dump({**msgspec.structs.asdict(found), "aside": str(found.aside)}))
+        return
+    click.echo("copied: " + ", ".join(f"{count:,} {state}" for state, count in found.invocations.items()))
+    click.echo("besides: " + ", ".join(f"{count:,} of {table}" for table, count in found.others.items()))
+    if found.damaged:
+        click.echo(
+            f"damaged: {len(found.damaged):,} of {found.pages:,} pages; {found.unread:,} sequence numbers are known and could not be read"
+            " (of running and done events there may have been more)"
+        )
+    else:
+        click.echo(f"damaged: none of {found.pages:,} pages")
+    click.echo(f"the former journal is {found.aside}")
 
 
 def _machine() -> Iterator[Finding]:

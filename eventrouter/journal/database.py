@@ -22,11 +22,13 @@ PARKED: Final = -1  # waits for others of its key that came before
 WAITING: Final = 0
 RUNNING: Final = 1
 _DONE: Final = 3
-_STATES: Final = ("waiting", "running", "dead", "done", "waiting")  # 2 is a dead letter; -1 is the last
+STATES: Final = ("waiting", "running", "dead", "done", "waiting")  # 2 is a dead letter; -1 is the last
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
-_APPLICATION: Final = 0x45565254  # "EVRT", in the file's header
-_VERSION: Final = 3
+APPLICATION: Final = 0x45565254  # "EVRT", in the file's header
+VERSION: Final = 3
+_LOOK: Final = 64 << 20  # bytes of a file that is looked through at each opening: 0.05 s, 0.8 s when it is in no cache
+_LOOK_AFTER_CRASH: Final = 1 << 30  # 0.7 s, 13 s
 _CHAIN: Final = 256  # rows of one key that are handed out together
 _RESERVE: Final = 10**9  # sequence numbers that one opening may use
 _SLICE: Final = 20_000  # rows that `find` looks through at a time, some 10 ms
@@ -60,6 +62,13 @@ _UPGRADES: Final = {
         ALTER TABLE state ADD COLUMN expires REAL;
         CREATE INDEX expiring ON state (expires) WHERE expires IS NOT NULL""",
 }
+
+
+def make(connection: apsw.Connection) -> None:
+    """An empty journal out of an empty file; in a transaction of the caller's."""
+    connection.execute(_SCHEMA).fetchall()  # several statements run no further than they are read
+    connection.pragma("application_id", APPLICATION)
+    connection.pragma("user_version", VERSION)
 
 
 def claim_id(seq: int) -> str:
@@ -194,13 +203,15 @@ class Database:
 
     def open(self, now: float, running: Sequence[int]) -> int:
         """Recover. running: seqs that a dead predecessor was running. Returns the first sequence number to use. Raises JournalError."""
+        # A close leaves no write-ahead log.
+        look = self._path is not None and _size(self._path) <= (_LOOK_AFTER_CRASH if _size(f"{self._path}-wal") else _LOOK)
         try:
             self._connection = apsw.Connection(":memory:" if self._path is None else str(self._path))
         except apsw.Error as error:
             raise self.explain(error) from error
         self._execute = self._connection.execute
         try:
-            self._check()
+            self._check(look)
             return self._recover(now, running)
         except apsw.Error as error:
             self._connection.close()
@@ -209,18 +220,21 @@ class Database:
             self._connection.close()
             raise
 
-    def _check(self) -> None:
+    def _check(self, look: bool) -> None:
         """Make sure that the file is ours before anything in it is changed, then that what was set did take."""
         connection = self._connection
         connection.set_busy_timeout(5000)
         application, version = connection.pragma("application_id"), connection.pragma("user_version")
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
-        if application != _APPLICATION and (tables or application):
+        if application != APPLICATION and (tables or application):
             raise JournalError(f"journal {self._path}: this is another program's database; choose another data folder or move it away")
-        if application == _APPLICATION and version > _VERSION:
+        if application == APPLICATION and version > VERSION:
             raise JournalError(
-                f"journal {self._path}: made by a newer eventrouter (format {version}, this one knows {_VERSION}); upgrade eventrouter"
+                f"journal {self._path}: made by a newer eventrouter (format {version}, this one knows {VERSION}); upgrade eventrouter"
             )
+        # SQLite notices a damaged page only when it comes to it, and may have written to others by then.
+        if look and (fault := connection.execute("PRAGMA quick_check(1)").get) != "ok":
+            raise apsw.CorruptError(str(fault).splitlines()[-1])
         for name, value, want in (
             ("journal_mode", "WAL", "memory" if self._path is None else "wal"),
             ("synchronous", "FULL", 2),
@@ -235,12 +249,11 @@ class Database:
                 raise JournalError(f"journal {self._path}: SQLite refused {name} = {value} (it is {got}); use a local disk for it")
         with connection:
             if not tables:
-                connection.execute(_SCHEMA).fetchall()  # several statements run no further than they are read
-                connection.pragma("application_id", _APPLICATION)
+                make(connection)
             else:
-                for old in range(version, _VERSION):
+                for old in range(version, VERSION):
                     connection.execute(_UPGRADES[old]).fetchall()
-            connection.pragma("user_version", _VERSION)
+            connection.pragma("user_version", VERSION)
 
     def _recover(self, now: float, running: Sequence[int]) -> int:
         with self._connection:
@@ -260,7 +273,7 @@ class Database:
             first: int = max(self._execute("SELECT next FROM numbering").get, int(now * 1e6), 1)
             # Reserved before use: no id comes twice, whatever was deleted, crashed, or done to the clock.
             self._execute("UPDATE numbering SET next = ?", (first + _RESERVE,))
-        self.live = sum(self.depth()[0].values())
+        self.live = sum(self._waiting().values())
         return first
 
     def _set_back(self, now: float) -> None:
@@ -302,7 +315,8 @@ class Database:
         if isinstance(error, apsw.FullError):
             return JournalError(f"journal {where}: the disk is full; free some space, it goes on by itself")
         if isinstance(error, apsw.NotADBError | apsw.CorruptError | apsw.SQLError):
-            return JournalError(f"journal {where}: damaged or not a journal ({error}); restore a backup, or move it away to start empty")
+            remedy = f"`eventrouter doctor --salvage --data {self._path and self._path.parent}` copies what can be read into a new one"
+            return JournalError(f"journal {where}: damaged or not a journal ({error}); with no router running, {remedy}")
         if isinstance(error, apsw.CantOpenError | apsw.ReadOnlyError | apsw.PermissionsError):
             return JournalError(f"journal {where}: cannot be opened for writing ({error}); check that its folder exists and is yours")
         if isinstance(error, apsw.BusyError | apsw.LockedError):
@@ -498,21 +512,24 @@ class Database:
 
     def _whereabouts(self, rows: list[Any], now: float) -> list[Whereabouts]:
         return [
-            Whereabouts(claim_id(seq), function, _STATES[state], attempts, accepted, due)
+            Whereabouts(claim_id(seq), function, STATES[state], attempts, accepted, due)
             for seq, function, state, attempts, accepted, due, _ in rows
             if state != _DONE or due > now - self._history
         ]
 
     def depth(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many of each function are waiting, and dead."""
-        waiting = "SELECT function, count(*) FROM invocation INDEXED BY waiting WHERE state = 0 GROUP BY function"
+        return self._waiting(), dict(
+            self._rows("SELECT function, count(*) FROM invocation INDEXED BY dead WHERE state = 2 GROUP BY function")
+        )
+
+    def _waiting(self) -> dict[str, int]:
+        counts = dict(self._rows("SELECT function, count(*) FROM invocation INDEXED BY waiting WHERE state = 0 GROUP BY function"))
         parked = """SELECT function, count(*) FROM invocation INDEXED BY keyed
             WHERE key IS NOT NULL AND state < 2 AND state = -1 GROUP BY function"""
-        dead = "SELECT function, count(*) FROM invocation INDEXED BY dead WHERE state = 2 GROUP BY function"
-        counts = dict(self._rows(waiting))
         for function, count in self._rows(parked):
             counts[function] = counts.get(function, 0) + count
-        return counts, dict(self._rows(dead))
+        return counts
 
     def get(self, key: str, now: float) -> bytes | None:
         value = self._execute("SELECT value FROM state WHERE key = ? AND (expires IS NULL OR expires > ?)", (key, now)).get
@@ -537,6 +554,13 @@ class Database:
     def keys(self, prefix: str) -> list[str]:
         found = self._rows("SELECT key FROM state WHERE key >= ?1 AND substr(key, 1, length(?1)) = ?1 ORDER BY key", (prefix,))
         return [key for (key,) in found]
+
+
+def _size(path: str | Path) -> int:
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _readable(packed: bytes) -> Event:

@@ -7,7 +7,7 @@ import contextvars
 import types
 from collections.abc import Callable, Coroutine, Generator
 from math import inf
-from typing import Any
+from typing import Any, Final, cast
 
 from eventrouter.clock import Clock, Timer
 
@@ -18,25 +18,34 @@ PATIENCE = 3  # cancellations, then it is abandoned
 class Slot:
     """Where a deadline stands while a task runs a handler.
 
-    request: somebody waits for the answer, so a handler that goes on after its deadline is left at once.
+    function: whose handler it is. request: somebody waits for the answer, so a handler that goes on after
+    its deadline is left at once.
     expiries: how often the deadline passed. interrupted: the router wants it to end.
+    overran: `Overrun` was raised in it. steps: how many steps of handlers were made.
     keeper: what still runs of a handler that was left; its concurrency is free when that is done.
     """
 
-    __slots__ = ("deadline", "expiries", "interrupted", "keeper", "request", "task")
+    __slots__ = ("deadline", "expiries", "function", "interrupted", "keeper", "overran", "request", "steps", "task")
 
-    def __init__(self, task: asyncio.Task[Any], request: bool) -> None:
+    def __init__(self, task: asyncio.Task[Any], function: str, request: bool) -> None:
         self.task = task
+        self.function = function
         self.request = request
         self.deadline = inf
         self.expiries = 0
         self.interrupted = False
+        self.overran = False
+        self.steps = 0
         self.keeper: asyncio.Task[None] | None = None
 
     def interrupt(self) -> None:
         if self.deadline != inf and not self.interrupted:
             self.interrupted = True
             self.task.cancel()
+
+    @property
+    def expired(self) -> bool:
+        return self.overran or self.expiries > 0
 
     @property
     def leave(self) -> bool:
@@ -79,6 +88,10 @@ class Sweeper:
             self._schedule(earliest)
 
 
+class Overrun(BaseException):  # else a handler's `except Exception` would swallow it
+    """Raised in a handler whose one step went on past its deadline, by the watchdog; its slot has `overran` set."""
+
+
 class LeftRunning(Exception):  # not an error of anybody's
     """The handler did not end; `Slot.keeper` runs what is left of it."""
 
@@ -92,6 +105,7 @@ def run(coroutine: Coroutine[Any, Any, Any], slot: Slot, suspended: Callable[[],
     # Stepped by hand: a task per event would cost ten times as much, and only so can a handler that
     # swallows its cancellation be seen to go on, and be parted from the task it runs in.
     context = contextvars.copy_context()
+    slot.steps += 1
     try:
         waits_for = context.run(coroutine.send, None)
     except StopIteration as stop:
@@ -100,27 +114,38 @@ def run(coroutine: Coroutine[Any, Any, Any], slot: Slot, suspended: Callable[[],
     return (yield from _steps(coroutine, context, waits_for, slot))
 
 
+@types.coroutine
 def _steps(
-    coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waits_for: Any, slot: Slot | None
+    coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waits_for: Any, slot: Slot, left: bool = False
 ) -> Generator[Any, Any, Any]:
     while True:
         try:
             try:
                 value = yield waits_for
             except BaseException as error:  # handed on to the handler, whatever it is
+                slot.steps += 1
                 waits_for = context.run(coroutine.throw, error)
-                if slot is not None and slot.leave:
-                    slot.keeper = asyncio.get_running_loop().create_task(_keep(coroutine, context, waits_for), name="left running")
+                if slot.leave and not left:
+                    keep = _keep(coroutine, context, waits_for, slot.function)
+                    slot.keeper = asyncio.get_running_loop().create_task(keep, name="left running")
                     raise LeftRunning from None
             else:
+                slot.steps += 1
                 waits_for = context.run(coroutine.send, value)
         except StopIteration as stop:
             return stop.value
 
 
-async def _keep(coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waits_for: Any) -> None:
-    steps = types.coroutine(_steps)
+async def _keep(coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waits_for: Any, function: str) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    slot = Slot(task, function, request=False)
+    slot.deadline = 0.0  # long past: should it block the loop, the watchdog need not wait
     try:
-        await steps(coroutine, context, waits_for, None)
-    except (Exception, SystemExit, asyncio.CancelledError):  # its outcome was settled when it was left
+        await _steps(coroutine, context, waits_for, slot, left=True)
+    except (Exception, SystemExit, asyncio.CancelledError, Overrun):  # its outcome was settled when it was left
         pass
+
+
+# Code whose frames hold a `slot` and have what they step on top of them, for whoever reads the stack.
+STEPPERS: Final = tuple(cast(types.FunctionType, stepper).__code__ for stepper in (run, _steps))

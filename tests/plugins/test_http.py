@@ -21,7 +21,7 @@ from eventrouter.errors import ConfigError, EventRouterError
 from eventrouter.plugins import Plugins
 from eventrouter_http import eventrouter_plugin, http
 from eventrouter_http.source import HttpSource
-from support import LOCAL, local, make_app, put, until
+from support import LOCAL, LocalSource, local, make_app, put, until
 
 
 class Order(msgspec.Struct):
@@ -336,6 +336,42 @@ async def test_health(tmp_path: Path) -> None:
         assert (await ask("GET /readyz")).json["sources"]["local"] == "the cable is out"
         ask.app.sources["local"].router.was_live = False
         assert (await ask("GET /readyz")).status == 503
+
+
+async def test_a_source_that_crashed_is_named_until_it_lives_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash, lives = asyncio.Event(), []
+
+    async def run(self: LocalSource) -> None:
+        self.router.live()
+        lives.append(1)
+        if len(lives) == 1:
+            await crash.wait()
+            raise ValueError("a bug")
+        await asyncio.get_running_loop().create_future()
+
+    @on(local("x"))
+    async def handler(payload: Any) -> None: ...
+
+    monkeypatch.setattr(LocalSource, "run", run)
+    async with serving(tmp_path, handler) as ask:
+        await until(lambda: lives)
+        crash.set()
+        await until(lambda: ask.app.sources["local"].router.state != "live")
+        answer = await ask("GET /readyz")
+        assert (answer.status, answer.json["sources"]["local"]) == (200, "ValueError: a bug; starting again in 1 s")
+        await until(lambda: len(lives) == 2)
+        assert (await ask("GET /readyz")).json["sources"]["local"] == "live"
+
+
+async def test_a_handler_that_blocks_the_loop_is_a_time_out(tmp_path: Path) -> None:
+    @on(http("GET /"), timeout=0.2)
+    async def blocks() -> None:
+        while True:
+            pass
+
+    async with serving(tmp_path, blocks) as ask:
+        assert (await ask("GET /")).status == 504
+        assert (await ask("GET /healthz")).status == 200
 
 
 async def test_a_request_under_way_is_answered_when_the_router_stops(tmp_path: Path) -> None:
