@@ -283,6 +283,9 @@ class Engine:
     async def _run_batch(self, lane: Lane, size: int, slot: Slot) -> None:
         """Take a batch off the lane and run it, the events of each trigger by themselves."""
         lane.ripe = False
+        if lane.ripening is not None:
+            lane.ripening.cancel()
+            lane.ripening = None
         groups: dict[Trigger | None, list[tuple[Claim, Mapping[str, str]]]] = {}
         keys: set[str] = set()
         back: set[str] = set()
@@ -370,7 +373,11 @@ class Engine:
         if event.source == "journal":
             self._settlement.give_up(lane, claim, "Unreadable", "its bytes in the journal are no event")
             return None
-        found = self.intake.rebind(lane, event)
+        try:
+            found = self.intake.rebind(lane, event)
+        except Exception as error:  # of a plugin's trigger; the event must end all the same
+            self._settlement.give_up(lane, claim, "Unreadable", f"{type(error).__name__} while it was matched: {error}")
+            return None
         if found is None:
             self._settlement.give_up(
                 lane, claim, "NoSuchTrigger", f"no trigger of {claim.function} matches {event.source} {event.subject!r} any more"

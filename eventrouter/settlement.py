@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import msgspec
 
 from eventrouter.attempts import describe
 from eventrouter.clock import Clock
 from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import letter, record
+from eventrouter.idempotency import unserializable
 from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Claim, Entry, Journal, Note
 from eventrouter.lanes import Lane
@@ -29,8 +33,10 @@ class Settlement:
 
     def settle(self, lane: Lane, claim: Claim, trigger: Trigger | None, outcome: Outcome, note: Note | None = None) -> Decision:
         """What an attempt's outcome means for its invocation: the one place that decides it."""
-        self.count(lane, outcome)
         policy = lane.policy
+        if policy.on_success is not None and type(outcome) is Succeeded:
+            outcome = _recordable(outcome)
+        self.count(lane, outcome)
         if type(outcome) is Succeeded and note is None and policy.on_success is None:  # the usual case needs no arithmetic
             crash_point("settle.before")
             self._journal.settle(claim, _DONE)
@@ -64,10 +70,11 @@ class Settlement:
 
     def give_up(self, lane: Lane | None, claim: Claim, reason: str, message: str) -> None:
         """Dead-letter a claim that was never tried."""
-        trigger = claim.hint[0] if claim.hint else None
-        if lane is not None and not claim.hint and claim.event.source not in ("journal", "invoke"):
-            found = self._intake.rebind(lane, claim.event)
-            trigger = found[0] if found is not None else None
+        trigger = None
+        if lane is not None:
+            with suppress(Exception):  # of a plugin's trigger, which may be the very reason
+                found = claim.hint or self._intake.rebind(lane, claim.event)
+                trigger = found[0] if found is not None else None
         self._settle_as(lane, claim, Dead(reason, reason, message, claim.attempts), message, trigger)
 
     def bury_unread(self, claim: Claim, dlq: str | None) -> None:
@@ -115,17 +122,25 @@ class Settlement:
 
     def _follow_up(self, lane: Lane, claim: Claim, decision: Decision, trigger: Trigger | None, outcome: Outcome | None) -> list[Entry]:
         """The copies and records that the end of an invocation sends elsewhere, to be written with it."""
-        policy, entries = lane.policy, []
+        policy, messages = lane.policy, []
         if isinstance(decision, Dead):
             if policy.dlq is not None:
-                entries += self._intake.addressed(policy.dlq, letter(claim.event, trigger, claim.id, decision))
+                messages.append((policy.dlq, letter(claim.event, trigger, claim.id, decision)))
             target, attempts = policy.on_failure, decision.attempts
         else:
             target, attempts = policy.on_success if isinstance(decision, Done) else None, claim.attempts + 1
         if target is not None:
             now = self._clock.time()
-            message = record(claim.event, trigger, claim.id, lane.function.name, decision, outcome, attempts, now)
-            entries += self._intake.addressed(target, message)
+            messages.append((target, record(claim.event, trigger, claim.id, lane.function.name, decision, outcome, attempts, now)))
+        entries: list[Entry] = []
+        for address, message in messages:
+            try:
+                entries += self._intake.addressed(address, message)
+            except Exception:  # a plugin's; the invocation must end all the same
+                log.exception(
+                    "%s: nothing of %s goes to %s", lane.name, claim.id, address,
+                    extra={"action": "destination.failed", "function": lane.name, "invocation": claim.id},
+                )  # fmt: skip
         return entries
 
     @staticmethod
@@ -137,3 +152,11 @@ class Settlement:
             lane.timed_out += 1
         elif isinstance(outcome, Failed):
             lane.failed += 1
+
+
+def _recordable(outcome: Succeeded) -> Outcome:
+    try:
+        msgspec.json.encode(outcome.result)
+    except (TypeError, ValueError, RecursionError) as error:
+        return unserializable(error)
+    return outcome
