@@ -107,7 +107,7 @@ async def test_a_stop_while_one_waits_for_another(tmp_path: Path) -> None:
     async with running(tmp_path, handler, toml=TOML) as app:
         await put(app, "a", {"id": 7, "n": 1})
         await put(app, "a", {"id": 7, "n": 2})
-        await until(lambda: app.engine.lanes["handler"].active == 2)
+        await until(lambda: app.engine.lanes["handler"].active == 2 and ran)
     assert ran == [1]
     async with running(tmp_path, handler, toml=TOML) as app:
         await until(lambda: app.engine.lanes["handler"].succeeded == 2)
