@@ -230,12 +230,15 @@ class Engine:
         slot = Slot(task, lane.function.name, request=False)
         self._sweeper.slots.add(slot)
         turn = 0
-        run, settle, binders, once = self._attempts.run, self._settlement.settle, lane.function.binders, lane.policy.idempotent
+        run, settle, binders = self._attempts.run, self._settlement.settle, lane.function.binders
+        queue, pool, once, batch = lane.queue, lane.pool, lane.policy.idempotent, lane.policy.batch
         try:
             # A slot is handed on after each attempt when other functions wait for one.
-            while lane.ready and slot.keeper is None and not self._stopping and not (turn and lane.pool.waiting > lane.waiting):
-                if lane.policy.batch is not None:
-                    await self._run_batch(lane, lane.policy.batch.size, slot)
+            while queue and slot.keeper is None and not self._stopping and not (turn and pool.waiting > lane.waiting):
+                if batch is not None:
+                    if not lane.ready:
+                        break
+                    await self._run_batch(lane, batch.size, slot)
                 else:
                     claim = lane.pop()
                     self._credit(lane)
@@ -361,7 +364,8 @@ class Engine:
 
     def _ready(self, lane: Lane, claim: Claim) -> Found | None:
         """What the claim is for; None when it can't even be tried and is settled."""
-        if self._too_old(lane, claim):
+        if self._clock.monotonic() - claim.born > lane.policy.max_age:
+            self._give_up_for_age(lane, claim)
             return None
         found: Found | None = claim.hint
         if found is not None:
@@ -384,27 +388,24 @@ class Engine:
             )
         return found
 
-    def _too_old(self, lane: Lane, claim: Claim) -> bool:
+    def _give_up_for_age(self, lane: Lane, claim: Claim) -> None:
         age = self._clock.monotonic() - claim.born
-        if age <= lane.policy.max_age:
-            return False
         self._settlement.give_up(lane, claim, "EventAgeExceeded", f"it waited {age:.0f} s, max_age is {lane.policy.max_age:g} s")
-        return True
 
     def _watch_age(self, lane: Lane) -> None:
         """While there is no slot for it, see that what gets too old ends nevertheless."""
-        oldest = lane.oldest
-        if oldest is not None and lane.expiry is None:
-            rest = oldest.born + lane.policy.max_age - self._clock.monotonic()
+        if lane.queue and lane.expiry is None:
+            rest = lane.queue[0].born + lane.policy.max_age - self._clock.monotonic()
             lane.expiry = self._clock.call_later(max(1.0, rest), partial(self._expire, lane))
 
     def _expire(self, lane: Lane) -> None:
         lane.expiry = None
-        while (oldest := lane.oldest) is not None and self._too_old(lane, oldest):
-            lane.pop()
+        while lane.queue and self._clock.monotonic() - lane.queue[0].born > lane.policy.max_age:
+            claim = lane.pop()
             self._credit(lane)
-            if oldest.key is not None:
-                lane.pass_on(oldest.key)
+            self._give_up_for_age(lane, claim)
+            if claim.key is not None:
+                lane.pass_on(claim.key)
         if lane.waiting and not self._stopping:
             self._watch_age(lane)
 

@@ -245,8 +245,10 @@ class Function:
 
     def order_key(self, event: Event, captures: Mapping[str, str]) -> str | None:
         """Which order the event belongs to, by `order_by`; None: it has none."""
+        if self.policy.order_by is None:
+            return None
         if self._path is None:
-            return captures.get(self.policy.order_by or "")
+            return captures.get(self.policy.order_by)
         return self._at(self._path, event)
 
     def idempotency_key(self, event: Event) -> str | None:

@@ -45,10 +45,10 @@ class Intake:
         self._journal = journal
         self._clock = clock
         self._opened = opened
-        self._indexes: dict[str, Index[tuple[str, Trigger]]] = {}
-        for name, lane in lanes.items():
+        self._indexes: dict[str, Index[tuple[Lane, Trigger]]] = {}
+        for lane in lanes.values():
             for trigger in lane.function.triggers:
-                self._indexes.setdefault(trigger.source, Index()).add(trigger.path, (name, trigger))
+                self._indexes.setdefault(trigger.source, Index()).add(trigger.path, (lane, trigger))
 
     def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]:
         """Journal each event once for every function that wants it; see `Router.deliver`."""
@@ -57,24 +57,28 @@ class Intake:
         for event in events:
             if event.time is None:
                 event.time = now
-            wanted = self._entries(event)
-            if not wanted:
+            if not self._add(event, entries):
                 self.unmatched += 1
                 log.debug("no function wants %r", event, extra={"action": "event.unmatched"})
-            entries += wanted
         return self._accept(entries)
 
-    def _entries(self, event: Event) -> list[Entry]:
+    def _add(self, event: Event, entries: list[Entry]) -> bool:
+        """Add an entry for each that wants the event; whether there is one."""
         if event.source in self.queueing:
-            return [self._queued(event)]
-        entries: list[Entry] = []
+            entries.append(self._queued(event))
+            return True
+        before = len(entries)
         index = self._indexes.get(event.source)
-        for name, trigger in index.find(event.subject) if index is not None else ():
+        for lane, trigger in index.find(event.subject) if index is not None else ():
             captures = trigger.matches(event)
+            if captures is None:
+                continue
+            name = lane.name
             # Two triggers of one function that both match are still one event for it.
-            if captures is not None and (not entries or all(entry.function != name for entry in entries)):
-                entries.append(self._entry(name, event, trigger, captures))
-        return entries
+            if len(entries) == before or all(entry.function != name for entry in entries[before:]):
+                key = None if lane.policy.order_by is None else lane.function.order_key(event, captures)
+                entries.append(Entry(name, event, (trigger, captures), key))
+        return len(entries) > before
 
     def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]:
         return self.accept_for(binding.function.name, binding.trigger, event)
@@ -87,11 +91,8 @@ class Intake:
             event.time = self._clock.time()
         if captures is None and trigger is not None:
             captures = trigger.matches(event)
-        return self._accept([self._entry(name, event, trigger, captures or NOTHING)])
-
-    def _entry(self, name: str, event: Event, trigger: Trigger | None, captures: Mapping[str, str]) -> Entry:
-        function = self.lanes[name].function
-        return Entry(name, event, (trigger, captures), None if function.policy.order_by is None else function.order_key(event, captures))
+        captures, function = captures or NOTHING, self.lanes[name].function
+        return self._accept([Entry(name, event, (trigger, captures), function.order_key(event, captures))])
 
     def _queued(self, event: Event) -> Entry:
         lane = self.queue(event.source, event.subject)
@@ -99,7 +100,7 @@ class Intake:
         if lane is None or lane.trigger is None:
             return Entry(name, event)
         captures = lane.trigger.matches(event) or NOTHING
-        return Entry(name, event, (lane.trigger, captures), lane.function.order_key(event, captures) if lane.policy.order_by else None)
+        return Entry(name, event, (lane.trigger, captures), lane.function.order_key(event, captures))
 
     def queue(self, source: str, subject: str) -> Lane | None:
         """The lane of a queue; None: no function takes from it."""
@@ -108,10 +109,9 @@ class Intake:
             self.queues[name] = None
             index = self._indexes.get(source)
             probe = Event(source, "", subject)
-            for owner, trigger in index.find(subject) if index is not None else ():
+            for of, trigger in index.find(subject) if index is not None else ():
                 if trigger.matches(probe) is None:
                     continue
-                of = self.lanes[owner]
                 lane = Lane(name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger)
                 self.queues[name] = lane
                 self._opened(lane)
@@ -150,8 +150,10 @@ class Intake:
         to = parse_destination(target, "destination")
         event = self.senders[to.scheme](to.name, message)
         event.time = self._clock.time()
-        entries = [Entry(to.name, event)] if to.scheme == "lambda" else self._entries(event)
-        if not entries:
+        entries: list[Entry] = []
+        if to.scheme == "lambda":
+            entries.append(Entry(to.name, event))
+        elif not self._add(event, entries):
             log.warning("nobody takes what is sent to %s; the dead letter itself stays", target, extra={"action": "destination.unheard"})
         return entries
 

@@ -18,13 +18,12 @@ class Lane:
     """name: the journal's for its claims. policy: the function's, or for a queue's lane what the queue makes of it.
 
     window: how many claims it may hold. trigger: of a queue's lane, the one that its events are for.
-    count: claims that wait here. active: slots in use. taken: claims worked off since credit was last given.
+    queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
     The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled).
     """
 
     __slots__ = (
         "_chains",
-        "_queue",
         "accepted",
         "active",
         "count",
@@ -35,6 +34,7 @@ class Lane:
         "name",
         "policy",
         "pool",
+        "queue",
         "ripe",
         "ripening",
         "starting",
@@ -65,36 +65,36 @@ class Lane:
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
         self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
-        self._queue: deque[Claim] = deque()  # what may run now
+        self.queue: deque[Claim] = deque()
         self._chains: dict[str, deque[Claim]] = {}  # of each key that is queued or runs: what comes after it
 
     @property
     def ready(self) -> bool:
         """A worker would find something to run."""
         batch = self.policy.batch
-        return bool(self._queue) and (batch is None or self.ripe or batch.window == 0 or self.count >= batch.size)
+        return bool(self.queue) and (batch is None or self.ripe or not batch.window or self.count >= batch.size)
 
     def push(self, claim: Claim) -> None:
         self.count += 1
         key = claim.key
         if key is None:
-            self._queue.append(claim)
+            self.queue.append(claim)
         elif (chain := self._chains.get(key)) is None:
             self._chains[key] = deque()
-            self._queue.append(claim)
+            self.queue.append(claim)
         else:
             chain.append(claim)
 
     def pop(self) -> Claim:
         self.count -= 1
-        return self._queue.popleft()
+        return self.queue.popleft()
 
     def pop_batch(self, size: int) -> list[Claim]:
         """As many as there are, up to size and 6 MB; of one key several, in their order."""
         found: list[Claim] = []
         total = 0
-        while self._queue and len(found) < size:
-            source = self._queue
+        while self.queue and len(found) < size:
+            source = self.queue
             while source and len(found) < size:
                 total += len(source[0].event.data)
                 if found and total > _BATCH_BYTES:
@@ -102,22 +102,18 @@ class Lane:
                     return found
                 claim = source.popleft()
                 found.append(claim)
-                if source is self._queue and claim.key is None:
+                if source is self.queue and claim.key is None:
                     break
                 assert claim.key is not None
                 source = self._chains[claim.key]
         self.count -= len(found)
         return found
 
-    @property
-    def oldest(self) -> Claim | None:
-        return self._queue[0] if self._queue else None
-
     def pass_on(self, key: str) -> None:
         """What ran under the key has ended: the next may run."""
         chain = self._chains.get(key)
         if chain:
-            self._queue.append(chain.popleft())
+            self.queue.append(chain.popleft())
         elif chain is not None:
             del self._chains[key]
 
@@ -128,7 +124,7 @@ class Lane:
         return behind
 
     def clear(self) -> None:
-        self._queue.clear()
+        self.queue.clear()
         self._chains.clear()
         self.count = 0
         for timer in (self.ripening, self.expiry):
