@@ -161,7 +161,6 @@ class App:
         Raises EventRouterError; what had been started is stopped again.
         """
         async with AsyncExitStack() as stack:
-            self.config.data.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(self.config.data))
             await self.journal.open()
             stack.push_async_callback(self.journal.close)
@@ -235,14 +234,19 @@ def _list(value: Any) -> list[Any]:
 
 
 class lock:  # noqa: N801 - a context manager that reads as a verb
-    """Holds DIR for one process. Raises JournalError with the pid of who has it."""
+    """Holds DIR, made if missing, for one process. Raises JournalError with the pid of who has it."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock"
         self._file: IO[str] | None = None
 
     def __enter__(self) -> None:
-        self._file = self._path.open("a+")
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+")
+        except OSError as error:
+            raise JournalError(f"{folder} can't be written ({error.strerror}); mend that, or give --data another folder") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -24,6 +24,7 @@ from eventrouter.journal.running import Running
 from eventrouter.journal.sqlite import SqliteJournal
 from eventrouter.model import RetryAt
 from journal_contract import DONE, JournalContract, entries, event, numbers
+from support import until
 
 
 class TestFile(JournalContract):
@@ -41,8 +42,16 @@ class TestFile(JournalContract):
         pragmas = await journal._ask(lambda database: {name: database._connection.pragma(name) for name in ("journal_mode", "synchronous")})
         assert pragmas == {"journal_mode": "wal", "synchronous": 2}
 
+    @pytest.mark.parametrize(
+        ("fault", "told"),
+        [
+            (apsw.FullError("database or disk is full"), "the disk is full; free some space, it goes on by itself"),
+            (apsw.ReadOnlyError("attempt to write a readonly database"), "cannot be opened for writing"),
+            (apsw.IOError("disk I/O error"), "check the disk"),
+        ],
+    )
     async def test_a_failing_disk_refuses_events_and_keeps_settlements(
-        self, journal: SqliteJournal, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+        self, journal: SqliteJournal, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, fault: Exception, told: str
     ) -> None:
         journal.want("f", 3)
         await journal.accept(entries("f", 1, 2))
@@ -53,15 +62,17 @@ class TestFile(JournalContract):
         def full(database: Database) -> Iterator[None]:
             with real(database):
                 yield
-                raise apsw.FullError("database or disk is full")
+                raise fault
 
         monkeypatch.setattr(Database, "transaction", full)
         journal.settle(one, DONE)
         journal.settle(two, RetryAt(clock.time() + 10, 1))
-        with pytest.raises(JournalError, match="the disk is full; free some space, it goes on by itself"):
+        with pytest.raises(JournalError, match=told):
             await journal.accept(entries("f", 3))
+        assert told in journal.fault
         monkeypatch.undo()
         clock.advance(1.5)
+        await until(lambda: not journal.fault)
         assert await journal.accept(entries("f", 4)) == [True]
         assert numbers(await self.claims(journal, 1)) == [4]  # its credit was not used up by what failed
         assert (await journal.depth())["f"] == {"waiting": 1, "running": 1, "dead": 0}
@@ -255,6 +266,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from eventrouter.clock import SystemClock
 from eventrouter.journal.sqlite import SqliteJournal
+from support import until
 from journal_contract import DONE, entries
 
 async def main():

@@ -240,6 +240,21 @@ def test_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
     assert set((tmp_path / "got.txt").read_text().split()) >= wanted
 
 
+def test_a_file_system_that_is_read_only(tmp_path: Path, small_disk: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "eventrouter.toml").write_text("[http]\nport = 0\n[app]\ndata = 'disk'\n[journal]\nmin_free = 0\n")
+    with Place(tmp_path) as place:
+        place.serve()
+        place.stop()
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+        told = place.run("serve", code=1)
+        assert f"{small_disk} can't be written (Read-only file system); mend that, or give --data another folder" in told
+        assert "Traceback" not in told
+        subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+        place.serve()
+        assert place.stop() == 0
+
+
 STUCK = """
 import asyncio
 from eventrouter import on
