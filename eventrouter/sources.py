@@ -111,6 +111,11 @@ class Router:
         """Return when it is on disk; None deletes."""
         await self._journal.put(f"{self.name}/{key}", value)
 
+    @property
+    def fault(self) -> str:
+        """Why the journal takes nothing at present; "" while it does."""
+        return str(getattr(self._journal, "fault", ""))
+
     crash_point = staticmethod(crash_point)
 
     def live(self) -> None:
