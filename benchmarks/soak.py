@@ -209,7 +209,7 @@ async def soak(server: Server, mqtt: int, bucket: Path, minutes: float) -> Soake
         watching.result()
     handled = await load.settled()
     load.close()
-    counted = [sample for sample in samples if sample.at >= min(WARM_UP, took / 3)]
+    counted = [sample for sample in samples if min(WARM_UP, took / 3) <= sample.at < minutes * 60]
     hours = [sample.at / 3600 for sample in counted]
     return Soaked(
         minutes=took / 60,
