@@ -284,7 +284,7 @@ class Connection:
         await self._subscribe()
 
     async def _answer(self, future: asyncio.Future[Any], fault: str) -> None:
-        """Wait for the broker as long as it says anything; a session's messages may come first.
+        """Wait for the broker as long as it says anything, or is not listened to; a session's messages may come first.
 
         Raises ConnectionEnded when it falls silent or goes.
         """
@@ -292,7 +292,7 @@ class Connection:
         while not future.done():
             if self._ended.done():
                 raise ConnectionEnded(self._ended.result())
-            if heard == self._heard:
+            if heard == self._heard and self._reading:
                 raise ConnectionEnded(f"the broker {fault} within {_PATIENCE:g} s")
             heard = self._heard
             await asyncio.wait([future, self._ended], timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)

@@ -193,8 +193,10 @@ async def test_while_the_journal_takes_nothing_messages_wait_at_the_broker(
     assert sorted(got, key=int) == texts(300)
 
 
-async def test_what_is_held_is_bounded_by_bytes(tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond that it reads nothing, and goes on asking after the broker without hearing the answers."""
+async def test_what_is_held_is_bounded_by_bytes(
+    tmp_path: Path, mosquitto: Mosquitto, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond that it reads nothing, and goes on asking after the broker without hearing the answers: that it can't ask is noticed."""
     got: list[str] = []
     monkeypatch.setattr(connection, "_UNACKNOWLEDGED_BYTES", 100_000)
 
@@ -202,7 +204,7 @@ async def test_what_is_held_is_bounded_by_bytes(tmp_path: Path, mosquitto: Mosqu
     async def handler(text: str) -> None:
         got.append(text)
 
-    async with serving(tmp_path, handler, port=mosquitto.port) as app:
+    async with serving(tmp_path, handler, port=proxy.port) as app:
         pings = count_pings(app, monkeypatch)
         app.journal.fault = "the journal is full"  # type: ignore[attr-defined]
         await mosquitto.publish("a", *(f"{n} {'x' * 5000}" for n in range(400)))
@@ -210,6 +212,12 @@ async def test_what_is_held_is_bounded_by_bytes(tmp_path: Path, mosquitto: Mosqu
         before = len(pings)
         await until(lambda: len(pings) >= before + 3)
         assert (got, state(app), only(app)._session) == ([], "live", 1)
+        assert only(app)._bytes < 100_000 + 2 * connection._READ
+        proxy.reset()
+        await until(lambda: only(app)._session == 2 and only(app)._bytes > 0 and not only(app)._reading)
+        before = len(pings)
+        await until(lambda: len(pings) >= before + 3)
+        assert (got, only(app)._session) == ([], 2)
         assert only(app)._bytes < 100_000 + 2 * connection._READ
         app.journal.fault = ""  # type: ignore[attr-defined]
         await until(lambda: len(got) >= 400)
