@@ -31,8 +31,10 @@ PAYLOAD = msgspec.json.encode(
 
 class BenchTrigger(Trigger):
     source = "bench"
-    path = ("sensors", Wild.ONE, "temperature")
     names = ("device",)
+
+    def __init__(self, kind: str = "temperature") -> None:
+        self.path = ("sensors", Wild.ONE, kind)
 
     def matches(self, event: Event) -> Mapping[str, str] | None:
         return {"device": event.subject.split("/")[1]}
@@ -42,14 +44,14 @@ class BenchSource(Source[None]):
     name = "bench"
 
 
-def event() -> Event:
-    return Event("bench", "bench.reading", "sensors/kitchen/temperature", PAYLOAD)
+def event(kind: str = "temperature") -> Event:
+    return Event("bench", "bench.reading", f"sensors/kitchen/{kind}", PAYLOAD)
 
 
-def make_app(folder: Path, handler: Callable[..., Any]) -> App:
+def make_app(folder: Path, *handlers: Callable[..., Any]) -> App:
     plugins = Plugins([Plugin(name="bench", source="benchmarks.apps:BenchSource", always=True)])
     module = ModuleType("handlers")
-    vars(module)[handler.__name__] = handler
+    vars(module).update({handler.__name__: handler for handler in handlers})
     return App(module, config=load_config(plugins.by_name, folder=folder), plugins=plugins)
 
 

@@ -25,13 +25,18 @@ class Result(msgspec.Struct):
 
     def line(self) -> str:
         return (
-            f"{self.name:<9} ours {_figure(self.ours):>9} {self.unit}  limit {_figure(self.limit):>9} {self.unit}  "
+            f"{self.name:<14} ours {_figure(self.ours):>9} {self.unit}  limit {_figure(self.limit):>9} {self.unit}  "
             f"ratio {self.ratio:.2f} ({self.spread[0]:.2f} to {self.spread[1]:.2f}, {self.rounds} rounds)  against {self.against}"
         )
 
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def once(name: str, unit: str, ours: float, limit: float, *, against: str) -> Result:
+    """What does not vary from round to round."""
+    return Result(name, unit, ours, limit, ours / limit, 1, (ours / limit, ours / limit), against)
 
 
 def compare(name: str, unit: str, ours: Measure, limit: Measure, *, rounds: int, against: str) -> Result:

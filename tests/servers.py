@@ -8,6 +8,8 @@ import pwd
 import shutil
 import signal
 import socket
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,9 +33,12 @@ def program(name: str, package: str) -> str:
 
 
 class Mosquitto:
-    """A broker that can be ended and started again on its port; it keeps its sessions in `folder`."""
+    """A broker that can be ended and started again on its port; it keeps its sessions in `folder`.
 
-    def __init__(self, folder: Path, more: str = "") -> None:
+    stock: with the limits it comes with: it throws away what it would have to queue beyond 1,000 messages a client.
+    """
+
+    def __init__(self, folder: Path, more: str = "", *, stock: bool = False) -> None:
         self.port = free_port()
         self.url = f"mqtt://127.0.0.1:{self.port}"
         self._config = folder / "mosquitto.conf"
@@ -41,7 +46,7 @@ class Mosquitto:
         user = pwd.getpwuid(os.getuid()).pw_name
         self._config.write_text(
             f"listener {self.port} 127.0.0.1\nuser {user}\npersistence true\npersistence_location {folder}/\n"
-            f"max_queued_messages 0\n{more or 'allow_anonymous true'}\n"
+            f"{'' if stock else 'max_queued_messages 0'}\n{more or 'allow_anonymous true'}\n"
         )
         self._process: asyncio.subprocess.Process | None = None
 
@@ -69,3 +74,61 @@ class Mosquitto:
         process = await asyncio.create_subprocess_exec(*command, *options, stdin=asyncio.subprocess.PIPE)
         await process.communicate("".join(f"{payload}\n" for payload in payloads).encode())
         assert process.returncode == 0
+
+
+class CuttingProxy:
+    """Forwards its port to another one of this machine, and fails as networks do."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.heal()
+        self.reset()
+
+    def cut(self) -> None:
+        """Forward nothing more, not even that a side has closed; new connections come about, and hear nothing."""
+        self._flowing.clear()
+
+    def heal(self) -> None:
+        """Go on, with what came meanwhile first."""
+        self._flowing.set()
+
+    def reset(self) -> None:
+        """End every connection with a RST to both sides."""
+        writers, self._writers = self._writers, set()
+        for writer in writers:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._flowing.wait()
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.close()
+            return
+        self._writers |= {writer, far_writer}
+        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, RuntimeError):  # uvloop's word for a writer that has been reset
+            data = b"-"
+            while data:
+                data = await reader.read(65_536)
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        self._writers.discard(writer)
+        writer.close()

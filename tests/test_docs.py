@@ -15,6 +15,7 @@ import pytest
 from eventrouter import App
 from eventrouter.cli import cli
 from eventrouter.config import load_config
+from eventrouter.crashpoints import POINTS
 from eventrouter.functions import Policy
 from eventrouter.plugins import Plugins, load_plugins
 from served import Place
@@ -96,6 +97,11 @@ def test_the_table_of_keywords_is_the_policy() -> None:
     for field in ("timeout", "retries", "max_age"):
         assert float(defaults[f"`{field}`"]) == getattr(Policy(), field)
     assert defaults["`backoff`"] == f"`{Policy().backoff}`"
+
+
+def test_the_table_of_crash_points_is_complete() -> None:
+    table = (ROOT / "docs/reliability.md").read_text().partition("## Killed at named points")[2].partition("\n## ")[0]
+    assert dict(re.findall(r"^\| `(\S+)` \| (.*?) \| .+ \|$", table, re.MULTILINE)) == POINTS
 
 
 def test_the_picture_of_the_floors_is_the_house() -> None:

@@ -24,6 +24,11 @@ from eventrouter_mqtt import Address, MqttConfig, topics
 
 _READ = 256 * 1024  # bytes at once
 _UNACKNOWLEDGED = 8192  # messages handed to the journal; more are left unread (mosquitto sends past Receive Maximum)
+_UNACKNOWLEDGED_BYTES = 32 * 1024 * 1024
+# What a stock mosquitto sends is safe: it throws away what it has to queue, beyond 1,000 messages, for a client that
+# does not acknowledge. So it may send us all it can, and while the journal takes nothing we hold that much.
+_RECEIVE_MAXIMUM = 65_535
+_BEAT = 1.0  # seconds
 _TURN = 256  # messages at once
 _PATIENCE = 10.0  # seconds for a broker to answer
 _PAUSES = (0.1, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -106,15 +111,24 @@ class BufferedClient(Client):
 
 
 class Batch:
-    """Messages that were read together. receipt: of the journal. session: which connection they came by."""
+    """Messages that were read together. size: bytes. receipt: of the journal, None while they are held back from it.
 
-    __slots__ = ("mids", "receipt", "session", "unsafe")
+    unsafe: how many are of QoS 0. session: which connection they came by.
+    """
 
-    def __init__(self, receipt: asyncio.Future[int], mids: list[int], unsafe: int, session: int) -> None:
-        self.receipt = receipt
+    __slots__ = ("events", "mids", "receipt", "session", "size", "unsafe")
+
+    def __init__(self, events: list[Event], mids: list[int], unsafe: int, size: int, session: int) -> None:
+        self.events = events
         self.mids = mids
-        self.unsafe = unsafe  # of QoS 0
+        self.unsafe = unsafe
+        self.size = size
         self.session = session
+        self.receipt: asyncio.Future[int] | None = None
+
+    @property
+    def untaken(self) -> bool:
+        return self.receipt is None or (self.receipt.done() and isinstance(self.receipt.exception(), JournalError))
 
 
 class Connection:
@@ -150,6 +164,9 @@ class Connection:
         self._messages: list[Message] = []
         self._pending: deque[Batch] = deque()
         self._unacknowledged = 0
+        self._bytes = 0  # of them
+        self._held = False  # the journal took nothing when last asked
+        self._heard = 0  # reads
         self._published: dict[int, asyncio.Future[None]] = {}
         self._subscribed: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         self._connected: asyncio.Future[None] = self._loop.create_future()
@@ -179,9 +196,9 @@ class Connection:
     async def stop(self) -> None:
         """Take no more messages (the broker keeps those of QoS 1), acknowledge what is accepted."""
         self._stopping = True
-        while self._pending:
-            await asyncio.wait([self._pending[-1].receipt])
-            await asyncio.sleep(0)
+        while receipts := [batch.receipt for batch in self._pending if batch.receipt is not None and not batch.receipt.done()]:
+            await asyncio.wait(receipts)
+        self._settled()
 
     async def close(self) -> None:
         """Disconnect; the session stays with the broker."""
@@ -244,13 +261,14 @@ class Connection:
 
     async def _connect(self) -> None:
         self._session += 1
+        self._settled()  # what is held comes again
         self._client.forget_unread()
         self._connected, self._ended = self._loop.create_future(), self._loop.create_future()
         only_v5: dict[str, Any] = {}
         if self._v5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = self._config.session_expiry
-            properties.ReceiveMaximum = 65_535
+            properties.ReceiveMaximum = _RECEIVE_MAXIMUM
             only_v5 = {"clean_start": False, "properties": properties}
         connect = partial(self._client.connect, self._address.host, self._address.port, self._config.keepalive, **only_v5)
         connecting = self._loop.run_in_executor(None, connect)
@@ -266,14 +284,19 @@ class Connection:
         await self._subscribe()
 
     async def _answer(self, future: asyncio.Future[Any], fault: str) -> None:
-        """Wait for the broker. Raises ConnectionEnded when it does not answer or goes."""
-        await asyncio.wait([future, self._ended], timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-        if future.done():
-            future.result()
-        elif self._ended.done():
-            raise ConnectionEnded(self._ended.result())
-        else:
-            raise ConnectionEnded(f"the broker {fault} within {_PATIENCE:g} s")
+        """Wait for the broker as long as it says anything, or is not listened to; a session's messages may come first.
+
+        Raises ConnectionEnded when it falls silent or goes.
+        """
+        heard = -1
+        while not future.done():
+            if self._ended.done():
+                raise ConnectionEnded(self._ended.result())
+            if heard == self._heard and self._reading:
+                raise ConnectionEnded(f"the broker {fault} within {_PATIENCE:g} s")
+            heard = self._heard
+            await asyncio.wait([future, self._ended], timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        future.result()
 
     async def _subscribe(self) -> None:
         state = f"subscriptions{self._share}"
@@ -314,8 +337,12 @@ class Connection:
     def _keep_alive(self) -> None:
         if self._beat is not None:
             self._beat.cancel()
+        if not self._reading:
+            # The answer to a PINGREQ lies unread behind messages: that it is missing says nothing. Requests still go out.
+            self._client._ping_t = 0
         self._client.loop_misc()
-        self._beat = self._loop.call_later(1, self._keep_alive)
+        self._hand_over_again()
+        self._beat = self._loop.call_later(_BEAT, self._keep_alive)
 
     # The socket
 
@@ -347,6 +374,7 @@ class Connection:
 
     def _read(self) -> None:
         client = self._client
+        self._heard += 1
         while client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS and client.unread and len(self._messages) < _TURN:
             pass
         if self._messages:
@@ -402,23 +430,51 @@ class Connection:
         messages, self._messages = self._messages, []
         events: list[Event] = []
         mids: list[int] = []
-        unsafe = 0
+        unsafe = size = 0
         now = self._router.clock.time()
         for topic, payload, qos, retain, mid, identifiers in messages:
+            size += len(payload) + len(topic)
             if qos:
                 mids.append(mid)
             else:
                 unsafe += 1
             if not self._identified or not identifiers or self._is_first_copy(topic, identifiers):
                 events.append(Event("mqtt", "mqtt.message", topic, payload, time=now, attributes=self._attributes[qos, retain]))
-        batch = Batch(self._router.deliver(events), mids, unsafe, self._session)
+        batch = Batch(events, mids, unsafe, size, self._session)
         self._pending.append(batch)
         self._unacknowledged += len(messages)
-        batch.receipt.add_done_callback(self._settled)
+        self._bytes += size
+        if self._held or self._router.fault:
+            self._held = True
+        else:
+            self._hand_over(batch)
         sock: Any = self._client.socket()
-        if self._unacknowledged >= _UNACKNOWLEDGED and self._reading and sock is not None:
+        if self._filled() >= 1 and self._reading and sock is not None:
             self._reading = False
             self._loop.remove_reader(sock)
+
+    def _hand_over(self, batch: Batch) -> None:
+        batch.receipt = self._router.deliver(batch.events)
+        batch.receipt.add_done_callback(self._settled)
+
+    def _hand_over_again(self) -> None:
+        """What the journal did not take, once it does.
+
+        Until then we stay connected and acknowledge nothing, so that the broker's own limit of messages under way stops
+        it. Reading goes on: among the messages are the broker's answers to PINGREQ and to what handlers publish, and
+        handlers that waited in vain for those would never make room in the journal.
+        """
+        if not self._held or self._router.fault:
+            return
+        self._held = False
+        for batch in self._pending:
+            if batch.untaken and batch.session == self._session:
+                self._hand_over(batch)
+
+    def _filled(self) -> float:
+        """How much of what may be unacknowledged is."""
+        most = _RECEIVE_MAXIMUM if self._held else _UNACKNOWLEDGED
+        return max(self._unacknowledged / most, self._bytes / _UNACKNOWLEDGED_BYTES)
 
     def _is_first_copy(self, topic: str, identifiers: list[int]) -> bool:
         """A broker of MQTT 5 may send a message once for each subscription that matches; one of them counts."""
@@ -435,20 +491,29 @@ class Connection:
             self._owners[topic] = owner
         return owner in identifiers or owner == 0
 
-    def _settled(self, _: asyncio.Future[int]) -> None:
+    def _settled(self, _: object = None) -> None:
         # In order of receipt, as the standard wants it, whatever order the commits ended in.
-        while self._pending and self._pending[0].receipt.done():
-            batch = self._pending.popleft()
+        while self._pending:
+            batch = self._pending[0]
+            current = batch.session == self._session
+            if batch.receipt is not None and not batch.receipt.done():
+                break
+            if batch.untaken and current and not self._stopping:
+                self._held = True
+                break
+            self._pending.popleft()
             self._unacknowledged -= len(batch.mids) + batch.unsafe
-            error = batch.receipt.exception()
-            if error is not None:
+            self._bytes -= batch.size
+            if batch.receipt is None:
+                self._refused(JournalError(self._router.fault or "they were not written before the connection ended"), batch)
+            elif (error := batch.receipt.exception()) is not None:
                 self._refused(error, batch)
-            elif batch.mids and batch.session == self._session and self._client.is_connected():
+            elif batch.mids and current and self._client.is_connected():
                 self._router.crash_point("ack.before")
                 self._client.acknowledge(batch.mids)
                 self._router.crash_point("ack.after")
         sock = self._client.socket()
-        if not self._reading and self._unacknowledged <= _UNACKNOWLEDGED // 2 and sock is not None:
+        if not self._reading and self._filled() <= 0.5 and sock is not None:
             self._opened(sock)
             self._loop.call_soon(self._read)
 
