@@ -1,6 +1,6 @@
 """What a long backlog costs, in memory and in speed; what a slow handler costs the intake, and one that fails its neighbours.
 
-`python -m benchmarks.backlog COUNT` is the router that holds one: it accepts COUNT events for a handler that waits, prints its
+`python -m benchmarks.backlog COUNT FOLDER` is the router that holds one: it accepts COUNT events for a handler that waits, prints its
 resident megabytes, then for each line of input measures what that says and prints the rate.
 """
 
@@ -90,16 +90,15 @@ class Held:
         return rate
 
 
-async def hold(count: int) -> None:
+async def hold(count: int, folder: Path) -> None:
     held = Held()
-    with tempfile.TemporaryDirectory(dir=".") as folder:  # the disk that a journal would be on, not a RAM disk
-        async with make_app(Path(folder), held.handler()) as held.app:
-            await held.accept(count)
-            print(resident(), flush=True)
-            while line := await asyncio.to_thread(sys.stdin.readline):
-                what = line.strip()
-                print(await (held.steady() if what == "steady" else held.intake(slow=what == "slow")), flush=True)
-            held.gate.set()
+    async with make_app(folder, held.handler()) as held.app:
+        await held.accept(count)
+        print(resident(), flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            what = line.strip()
+            print(await (held.steady() if what == "steady" else held.intake(slow=what == "slow")), flush=True)
+        held.gate.set()
 
 
 def resident() -> float:
@@ -111,9 +110,11 @@ class Holder:
     """Such a router in a process of its own."""
 
     def __init__(self, count: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(dir=".")  # the disk that a journal would be on, not a RAM disk
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.backlog", str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-m", "benchmarks.backlog", str(count), self._folder.name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
         self.resident = self._answer()
 
     def __enter__(self) -> Holder:
@@ -122,6 +123,7 @@ class Holder:
     def __exit__(self, *exc: object) -> None:
         self._process.kill()  # its backlog is for nobody
         self._process.communicate()
+        self._folder.cleanup()
 
     def measure(self, what: str) -> Measure:
         def rate() -> float:
@@ -198,4 +200,4 @@ def run(rounds: int) -> Iterator[Result]:
 
 
 if __name__ == "__main__":
-    per_second(0, lambda: hold(int(sys.argv[1])))
+    per_second(0, lambda: hold(int(sys.argv[1]), Path(sys.argv[2])))
