@@ -4,6 +4,7 @@ from eventrouter.app import App
 from eventrouter.batches import Batch, PartialFailure
 from eventrouter.binding import Depends
 from eventrouter.clock import Clock
+from eventrouter.config import seconds
 from eventrouter.destinations import Message
 from eventrouter.errors import EventRouterError, Reject, Retry
 from eventrouter.functions import Idempotent, on, on_start, on_stop
@@ -56,4 +57,5 @@ __all__ = [
     "on",
     "on_start",
     "on_stop",
+    "seconds",
 ]

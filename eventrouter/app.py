@@ -127,6 +127,16 @@ class App:
             raise ConfigError(f"{place}={target!r}: nothing can be sent to {to.scheme!r}{suggest(to.scheme, known)}")
         if to.scheme == "lambda" and to.name not in self.functions:
             raise ConfigError(f"{place}={target!r}: no function is named {to.name!r}{suggest(to.name, self.functions)}")
+        check = to.scheme != "lambda" and self.plugins.by_name[to.scheme].destination
+        if callable(check):
+            try:
+                check(to.name)
+            except ConfigError as error:
+                raise ConfigError(f"{place}={target!r}: {error}") from None
+        probe = Event(to.scheme, "", to.name)
+        own = [trigger for trigger in function.triggers if trigger.source == to.scheme and trigger.matches(probe) is not None]
+        if own or (to.scheme, to.name) == ("lambda", function.name):
+            raise ConfigError(f"{place}={target!r}: that starts {function.name} itself, and it would never end; send it elsewhere")
 
     def _bindings(self, source: str) -> list[Binding]:
         return [Binding(f, trigger) for f in self.functions.values() for trigger in f.triggers if trigger.source == source]

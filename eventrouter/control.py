@@ -75,7 +75,8 @@ class Operations:
         functions = {
             name: {key: getattr(lane, key) for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "active")}
             | {"journal": depth.get(name, {})}
-            for name, lane in app.engine.lanes.items()
+            for name, lane in {**app.engine.lanes, **app.engine.intake.queues}.items()
+            if lane is not None
         }
         health = msgspec.to_builtins(app.supervisor.health())
         return {

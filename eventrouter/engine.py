@@ -286,7 +286,7 @@ class Engine:
     async def _run_batch(self, lane: Lane, size: int, slot: Slot) -> None:
         """Take a batch off the lane and run it, the events of each trigger by themselves."""
         lane.ripe = False
-        if lane.ripening is not None:
+        if lane.ripening is not None:  # it was of these; what comes next has a window of its own
             lane.ripening.cancel()
             lane.ripening = None
         groups: dict[Trigger | None, list[tuple[Claim, Mapping[str, str]]]] = {}
@@ -302,16 +302,17 @@ class Engine:
         for trigger, group in groups.items():
             for claim, _ in group:
                 self.journal.started(claim)
+                claim.event.attempt = claim.attempts + 1
             crash_point("attempt.before")
             events = [(claim.event, captures) for claim, captures in group]
-            outcomes = await self._attempt_batch(lane, trigger, events, group[0][0].id, slot, group[0][0].attempts + 1)
+            outcomes = await self._attempt_batch(lane, trigger, events, group[0][0].id, slot)
             crash_point("attempt.after")
             back |= self._settlement.settle_batch(lane, trigger, group, outcomes)
         for key in keys:
             self._end_key(lane, key, slot, back=key in back)
 
     async def _attempt_batch(
-        self, lane: Lane, trigger: Trigger | None, events: Sequence[tuple[Event, Mapping[str, str]]], id: str, slot: Slot, attempt: int = 1
+        self, lane: Lane, trigger: Trigger | None, events: Sequence[tuple[Event, Mapping[str, str]]], id: str, slot: Slot
     ) -> list[Outcome]:
         """The outcome of each event; a failing batch is halved, if that is its policy, and no half costs an attempt."""
         binder = lane.function.binders[trigger]
@@ -323,7 +324,8 @@ class Engine:
                 outcome: Outcome = Interrupted()
             else:
                 bound = Bound(binder, [rows[place] for place in part])
-                outcome = await self._attempts.run(lane, bound, events[part[0]][0], NOTHING, id, attempt, slot)
+                first = events[part[0]][0]
+                outcome = await self._attempts.run(lane, bound, first, NOTHING, id, first.attempt, slot)
             bisect = lane.policy.batch is not None and lane.policy.batch.bisect and len(part) > 1
             if bisect and ((isinstance(outcome, Failed) and not outcome.final) or (isinstance(outcome, TimedOut) and outcome.ended)):
                 middle = len(part) // 2
@@ -442,7 +444,11 @@ class Engine:
     async def receive(self, source: str, subject: str, count: int, hide: float) -> list[Received]:
         """Take messages of a queue; what was taken too often is a dead letter now. See `Router.receive`."""
         queue = self.intake.queueing[source](subject)
-        received, spent = await self.journal.receive(f"{source}:{subject}", count, hide, queue.receives)
-        for claim in spent:
-            self._settlement.bury_unread(claim, queue.dlq)
-        return received
+        received: list[Received] = []
+        while True:
+            some, spent = await self.journal.receive(f"{source}:{subject}", count - len(received), hide, queue.receives, queue.keep)
+            received += some
+            for claim in spent:
+                self._settlement.bury_unread(claim, queue)
+            if not spent or len(received) == count:  # else there may be some behind those that are dead
+                return received

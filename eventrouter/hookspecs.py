@@ -27,7 +27,8 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     name: of the plugin, of its config table `[name]`, and `Event.source` of what it delivers.
     source: `"package.module:Class"` of its `Source`, imported only when it is needed; None: it has none.
     always: start the source even when no function has one of its triggers.
-    destination: its source takes messages for `dlq="NAME:..."` and the like; see `Source`.
+    destination: its source takes messages for `dlq="NAME:..."` and the like; see `Source`. A function is called at load with what
+        follows the colon, and raises ConfigError when nothing can have that name.
     config: a msgspec.Struct class of its config table; every field has a default.
     triggers: for config files: `on = [{ mqtt = "a/b", qos = 1 }]` calls `triggers["mqtt"]("a/b", qos=1)`.
     check: given the config and all (function name, trigger) pairs of the plugin, raises ConfigError for what
@@ -38,7 +39,7 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     source: str | None = None
     always: bool = False
-    destination: bool = False
+    destination: bool | Callable[[str], object] = False
     config: type[msgspec.Struct] | None = None
     triggers: Mapping[str, Callable[..., Trigger]] = {}
     check: Callable[[Any, Sequence[tuple[str, Trigger]]], None] | None = None

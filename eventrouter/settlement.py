@@ -18,6 +18,7 @@ from eventrouter.journal.protocol import Claim, Entry, Journal, Note
 from eventrouter.lanes import Lane
 from eventrouter.model import Dead, Decision, Done, Failed, Interrupted, Outcome, Release, RetryAt, Succeeded, TimedOut, Trigger
 from eventrouter.retry import decide
+from eventrouter.sources import Queue
 
 log = logging.getLogger("eventrouter")
 _DONE = Done()
@@ -77,10 +78,13 @@ class Settlement:
                 trigger = found[0] if found is not None else None
         self._settle_as(lane, claim, Dead(reason, reason, message, claim.attempts), message, trigger)
 
-    def bury_unread(self, claim: Claim, dlq: str | None) -> None:
-        """Dead-letter a message of a queue that was received too often."""
-        dead = Dead("RetriesExhausted", "RetriesExhausted", f"it was received {claim.attempts} times and never deleted", claim.attempts)
-        entries = self._intake.addressed(dlq, letter(claim.event, None, claim.id, dead)) if dlq is not None else []
+    def bury_unread(self, claim: Claim, queue: Queue) -> None:
+        """Dead-letter a message of a queue that was received too often, or has stayed too long."""
+        reason, message = "RetriesExhausted", f"it was received {claim.attempts} times and never deleted"
+        if claim.attempts < queue.receives:
+            reason, message = "EventAgeExceeded", f"it was in the queue for {self._clock.monotonic() - claim.born:.0f} s, of {queue.keep:g}"
+        dead = Dead(reason, reason, message, claim.attempts)
+        entries = self._intake.addressed(queue.dlq, letter(claim.event, None, claim.id, dead)) if queue.dlq is not None else []
         self._write(None, claim, dead, dead.error_message, entries)
 
     def _settle_as(

@@ -105,6 +105,22 @@ def test_sns_orders(place: Place) -> None:
     place.says("order 8 is empty")
 
 
+def test_sqs_jobs(place: Place) -> None:
+    place.serve("sqs_jobs.py")
+    assert "id" in json.loads(place.curl("/jobs", "-d", '{"image": "cat.jpg", "width": 80}'))
+    place.says("cat.jpg is 80 wide now")
+    sent = json.loads(place.run("send", "sqs", "resize-jobs", '{"image": "dog.jpg", "width": 0}', "--attribute", "from=me"))
+    place.says("attempt 2: dog.jpg can't be 0 wide; `eventrouter dlq show")
+    assert place.run("dlq", "list", "--function", "resize").strip() == "no dead letters"
+    assert "sqs:resize-jobs" in place.run("dlq", "list")
+    (letter,) = json.loads(place.run("dlq", "list", "--function", "sqs:resize-jobs", "--json"))
+    assert (letter["reason"], letter["attempts"], letter["event"]["id"]) == ("RetriesExhausted", 2, sent["MessageId"])
+    assert json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"]
+    assert json.loads(place.curl("/failed", "-X", "POST")) == []
+    assert "1" in place.run("dlq", "redrive", "--function", "sqs:resize-jobs")
+    wait_for(lambda: json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"])
+
+
 def test_every_example_is_tested() -> None:
     here = Path(__file__).read_text()
     for example in EXAMPLES.glob("*.py"):

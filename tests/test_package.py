@@ -59,7 +59,7 @@ def test_the_command_and_the_plugins_are_there(python: Path, tmp_path: Path) -> 
     )
     assert "tick" in run(python.parent / "eventrouter", "list", cwd=tmp_path)
     found = run(python.parent / "eventrouter", "doctor", cwd=tmp_path)
-    for plugin in ("cron", "http", "mqtt", "s3", "sns"):
+    for plugin in ("cron", "http", "mqtt", "s3", "sns", "sqs"):
         assert f"plugin {plugin}" in found
     assert "uvloop is not installed" in found
 

@@ -22,8 +22,8 @@ def entry(folder: Path, name: str, code: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_first_party_plugins_are_installed_like_anybody_elses() -> None:
     plugins = load_plugins()
-    assert {"cron", "http", "mqtt", "s3", "sns"} <= set(plugins.by_name)
-    assert {"cron", "rate", "at", "http", "mqtt", "s3", "sns"} <= set(plugins.triggers)
+    assert {"cron", "http", "mqtt", "s3", "sns", "sqs"} <= set(plugins.by_name)
+    assert {"cron", "rate", "at", "http", "mqtt", "s3", "sns", "sqs"} <= set(plugins.triggers)
     assert plugins.versions["cron"]
 
 

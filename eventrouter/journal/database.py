@@ -176,7 +176,7 @@ _FORGET: Final = """DELETE FROM invocation WHERE seq IN (
     SELECT seq FROM invocation INDEXED BY done WHERE state = 3 AND due <= ? ORDER BY due LIMIT ?)"""
 _PURGE: Final = "DELETE FROM invocation WHERE seq = ? AND state = 2"
 _RECEIVE: Final = "UPDATE invocation SET attempts = attempts + 1, due = ? WHERE seq = ?"
-_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state = 0"
+_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state = 0 RETURNING function, key"
 _HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND attempts = ? AND state = 0"
 _NOTE: Final = "INSERT INTO state VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET value = ?2, expires = ?3"
 _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM invocation WHERE "
@@ -456,11 +456,13 @@ class Database:
 
     # Queues
 
-    def receive(self, queue: str, now: float, born: float, count: int, hide: float, most: int) -> tuple[list[Received], list[RowClaim]]:
+    def receive(
+        self, queue: str, now: float, born: float, count: int, hide: float, most: int, keep: float
+    ) -> tuple[list[Received], list[RowClaim]]:
         received, spent = [], []
         for seq, attempts, accepted, packed, key, deaths in self._rows(_DUE, (queue, now, count)):
             event = _readable(packed)
-            if attempts >= most:
+            if attempts >= most or now - accepted > keep:
                 spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths))
             else:
                 received.append(Received(claim_id(seq), event, attempts + 1))
@@ -468,10 +470,11 @@ class Database:
         self._run(_TAKE, 1, [claim.seq for claim in spent])
         return received, spent
 
-    def remove(self, seq: int, receives: int) -> bool:
-        self._execute(_REMOVE, (seq, receives))
-        self.live -= self._connection.changes()
-        return self._connection.changes() == 1
+    def remove(self, seq: int, receives: int) -> tuple[bool, list[str]]:
+        """Whether it was there, and the functions of which a row that was parked behind it waits now."""
+        removed = self._rows(_REMOVE, (seq, receives))
+        self.live -= len(removed)
+        return bool(removed), self.promote((function, key) for function, key in removed if key is not None)
 
     def hide(self, seq: int, receives: int, until: float) -> bool:
         self._execute(_HIDE, (until, seq, receives))

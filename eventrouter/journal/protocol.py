@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Protocol
 
 import msgspec
@@ -154,10 +155,10 @@ class Journal(Protocol):
     async def purge(self, ids: Sequence[str]) -> int:
         """Delete letters. How many there were."""
 
-    async def receive(self, queue: str, count: int, hide: float, most: int) -> tuple[list[Received], list[Claim]]:
+    async def receive(self, queue: str, count: int, hide: float, most: int, keep: float = inf) -> tuple[list[Received], list[Claim]]:
         """Messages of a queue that nobody holds, oldest first; they stay, unseen for `hide` seconds.
 
-        Those that have been received `most` times before are not among them, but claims to be settled.
+        Those that have been received `most` times before, or are older than `keep` seconds, are not among them, but claims to be settled.
         """
 
     async def remove(self, id: str, receives: int) -> bool:

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Final, TypeVar
@@ -187,9 +188,9 @@ class SqliteJournal:
         seqs = _seqs(ids)
         return await self._ask(lambda database: database.purge(seqs))
 
-    async def receive(self, queue: str, count: int, hide: float, most: int) -> tuple[list[Received], list[Claim]]:
+    async def receive(self, queue: str, count: int, hide: float, most: int, keep: float = inf) -> tuple[list[Received], list[Claim]]:
         now, monotonic = self._clock.time(), self._clock.monotonic()
-        received, spent = await self._ask(lambda database: database.receive(queue, now, monotonic - now, count, hide, most))
+        received, spent = await self._ask(lambda database: database.receive(queue, now, monotonic - now, count, hide, most, keep))
         if received:
             self._announce(queue, now + hide)
         for claim in spent:
@@ -199,7 +200,12 @@ class SqliteJournal:
 
     async def remove(self, id: str, receives: int) -> bool:
         seq = claim_seq(id)
-        return seq is not None and await self._ask(lambda database: database.remove(seq, receives))
+        if seq is None:
+            return False
+        removed, woken = await self._ask(lambda database: database.remove(seq, receives))
+        for function in woken:
+            self._announce(function, self._clock.time())
+        return removed
 
     async def hide(self, id: str, receives: int, seconds: float) -> bool:
         seq, until = claim_seq(id), self._clock.time() + seconds

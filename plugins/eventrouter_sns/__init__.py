@@ -10,7 +10,7 @@ import msgspec
 
 from eventrouter import Event, Plugin, Trigger, Wildcards, call_from_thread, hookimpl
 from eventrouter.errors import ConfigError
-from eventrouter_sns.messages import topic_arn
+from eventrouter_sns.messages import check_name, topic_arn
 
 __all__ = ["Topic", "TopicTrigger", "sns"]
 
@@ -39,7 +39,7 @@ class TopicTrigger(Trigger):
             "EventSource": "aws:sns",
             "EventVersion": "1.0",
             "EventSubscriptionArn": f"{arn}:{uuid.uuid5(uuid.NAMESPACE_URL, arn + self._wildcards.text)}",
-            "Sns": {**event.attributes["sns"], "Message": event.data.decode()},
+            "Sns": {**event.attributes["sns"], "Message": event.data.decode(errors="replace")},
         }
 
     def __str__(self) -> str:
@@ -59,9 +59,7 @@ class Topic:
     """A topic to publish to, from handlers; making one does nothing yet."""
 
     def __init__(self, name: str) -> None:
-        if not name or set(name) & set("/{}"):
-            raise ConfigError(f"Topic({name!r}): a topic's name is 1 to 256 characters without '/', '{{' and '}}'")
-        self.name = name
+        self.name = check_name(name)
         self.sync = SyncTopic(self)
 
     async def publish(self, message: Any, *, subject: str | None = None, attributes: Mapping[str, Any] | None = None) -> str:
@@ -94,5 +92,5 @@ class SyncTopic:
 
 @hookimpl
 def eventrouter_plugin() -> Plugin:
-    # Always there: handlers started by any source publish, and `eventrouter send sns` too.
-    return Plugin(name="sns", source="eventrouter_sns.source:SnsSource", always=True, triggers={"sns": sns})
+    # Always there: handlers started by any source publish, dead letters come, and `eventrouter send sns` too.
+    return Plugin(name="sns", source="eventrouter_sns.source:SnsSource", always=True, destination=check_name, triggers={"sns": sns})

@@ -9,6 +9,15 @@ from typing import Any
 
 import msgspec
 
+from eventrouter.errors import ConfigError
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises ConfigError."""
+    if not name or len(name) > 256 or set(name) & set("/{}"):
+        raise ConfigError(f"Topic({name!r}): a topic's name is 1 to 256 characters without '/', '{{' and '}}'")
+    return name
+
 
 def topic_arn(name: str) -> str:
     return f"arn:aws:sns:local:000000000000:{name}"

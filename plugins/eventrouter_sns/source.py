@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eventrouter import Event, Source
+from eventrouter import Event, Message, Source
 from eventrouter.errors import ConfigError
 from eventrouter_sns.messages import notification
 
@@ -14,12 +14,18 @@ class SnsSource(Source[None]):
     name = "sns"
 
     async def publish(self, topic: str, message: bytes, subject: str | None, attributes: Mapping[str, Any]) -> str:
-        # The id is made here and now, so no repeat of it can come: nothing to deduplicate.
-        event = Event("sns", "sns.notification", topic, message, time=self.router.clock.time())
-        assert event.time is not None
-        event.attributes = {"sns": notification(topic, event.id, event.time, subject, attributes)}
+        event = self._notification(topic, message, subject, attributes)
         await self.router.deliver([event])
         return event.id
+
+    def message(self, name: str, message: Message) -> Event:
+        return self._notification(name, message.body, None, message.attributes)
+
+    def _notification(self, topic: str, message: bytes, subject: str | None, attributes: Mapping[str, Any]) -> Event:
+        # The id is made here and now, so no repeat of it can come: nothing to deduplicate.
+        event = Event("sns", "sns.notification", topic, message, time=(now := self.router.clock.time()))
+        event.attributes = {"sns": notification(topic, event.id, now, subject, attributes)}
+        return event
 
     async def send(self, topic: str, message: str, *, attribute: list[str] = [], subject: str = "") -> dict[str, str]:  # noqa: B006 - read only
         """Publish `message`; each attribute is K=V."""
