@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from eventrouter import App, on
+from eventrouter import App, Router, on
 from eventrouter.plugins import Plugins
 from eventrouter_mqtt import Broker, connection, eventrouter_plugin, mqtt
 from servers import CuttingProxy, Mosquitto
@@ -175,7 +175,7 @@ async def test_while_the_journal_takes_nothing_messages_wait_at_the_broker(
 
     async with serving(tmp_path, handler, publish, port=proxy.port) as app:
         pings = count_pings(app, monkeypatch)
-        app.journal.fault = "the journal is full"  # type: ignore[attr-defined]
+        monkeypatch.setattr(Router, "fault", "the journal is full")
         await mosquitto.publish("a", *texts(300))
         await until(lambda: only(app)._held)
         await put(app, "go")
@@ -187,7 +187,7 @@ async def test_while_the_journal_takes_nothing_messages_wait_at_the_broker(
         await live(app)
         await until(lambda: only(app)._unacknowledged == 300)
         assert got == []
-        app.journal.fault = ""  # type: ignore[attr-defined]
+        monkeypatch.setattr(Router, "fault", "")
         await until(lambda: len(got) >= 300)
         await until(lambda: only(app)._unacknowledged == 0)
     assert sorted(got, key=int) == texts(300)
@@ -206,7 +206,7 @@ async def test_what_is_held_is_bounded_by_bytes(
 
     async with serving(tmp_path, handler, port=proxy.port) as app:
         pings = count_pings(app, monkeypatch)
-        app.journal.fault = "the journal is full"  # type: ignore[attr-defined]
+        monkeypatch.setattr(Router, "fault", "the journal is full")
         await mosquitto.publish("a", *(f"{n} {'x' * 5000}" for n in range(400)))
         await until(lambda: not only(app)._reading)
         before = len(pings)
@@ -219,7 +219,7 @@ async def test_what_is_held_is_bounded_by_bytes(
         await until(lambda: len(pings) >= before + 3)
         assert (got, only(app)._session) == ([], 2)
         assert only(app)._bytes < 100_000 + 2 * connection._READ
-        app.journal.fault = ""  # type: ignore[attr-defined]
+        monkeypatch.setattr(Router, "fault", "")
         await until(lambda: len(got) >= 400)
         await until(lambda: only(app)._bytes == 0)
     assert sorted(int(text.split()[0]) for text in got) == list(range(400))
