@@ -15,6 +15,7 @@ from eventrouter.binding import BatchBinder, Binder, Dependencies
 from eventrouter.clock import Clock
 from eventrouter.errors import InvalidPayload, Reject, Retry
 from eventrouter.functions import Function
+from eventrouter.journal.protocol import Claim
 from eventrouter.lanes import Lane
 from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Succeeded, TimedOut
 from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, run
@@ -52,15 +53,16 @@ class Attempts:
             self._threads.close()
 
     async def run(
-        self, lane: Lane, binder: Binder | Bound, event: Event, captures: Mapping[str, str], id: str, attempt: int, slot: Slot
+        self, lane: Lane, binder: Binder | Bound, event: Event, captures: Mapping[str, str], of: Claim | str, attempt: int, slot: Slot
     ) -> Outcome:
-        """Run the handler once. id: of the invocation."""
+        """Run the handler once. of: whose attempt it is, or the invocation's id."""
         function, limit = lane.function, lane.policy.timeout
         event.attempt = attempt
         deadline = self.sweeper.arm(slot, limit)
         try:
             context = None
             if binder.needs_context or binder.depends:
+                id = of if isinstance(of, str) else of.id
                 context = Context(function.name, id, deadline, self._clock.monotonic, function.policy.env, attempt)
             args, kwargs = binder.bind(event, captures, context)
             call: Coroutine[Any, Any, Any]

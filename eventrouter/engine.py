@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -38,6 +39,7 @@ from eventrouter.sources import Binding
 
 log = logging.getLogger("eventrouter")
 _WINDOW = 16_384  # claims in memory, all functions together
+_YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
 _DONE = Done()
@@ -61,6 +63,7 @@ class Engine:
         self._workers: set[asyncio.Task[None]] = set()
         self._pump_task: asyncio.Task[None] | None = None
         self._left: dict[asyncio.Task[None], set[str]] = {}  # what runs on though it was left, and the keys that it holds
+        self._collector = gc.get_threshold()
         self._stopping = False
         self._idle = asyncio.Event()
         reserved = {name: f.policy.concurrency for name, f in functions.items() if f.policy.concurrency is not None}
@@ -85,6 +88,8 @@ class Engine:
     async def start(self) -> None:
         """Begin to work off what the journal holds."""
         self.watch()
+        self._collector = gc.get_threshold()
+        gc.set_threshold(max(_YOUNG, self._collector[0]), *self._collector[1:])
         for name, lane in self.lanes.items():
             self.journal.want(name, lane.window)
         self._pump_task = asyncio.create_task(self._pump(), name="engine")
@@ -125,6 +130,7 @@ class Engine:
             await self._attempts.close()
         finally:
             self._watchdog.stop()
+            gc.set_threshold(*self._collector)
 
     # Requests
 
@@ -251,7 +257,7 @@ class Engine:
                         note = None
                         if once is None:  # no coroutine between the worker and the attempt
                             binder = binders[trigger]
-                            outcome = await run(lane, binder, claim.event, captures, claim.id, claim.attempts + 1, slot)
+                            outcome = await run(lane, binder, claim.event, captures, claim, claim.attempts + 1, slot)
                         else:
                             outcome, note = await self._attempt_once(lane, once, found, claim.event, claim.id, claim.attempts + 1, slot)
                         crash_point("attempt.after")

@@ -162,11 +162,9 @@ class Intake:
         """Which of the lane's triggers an event is for, and its captures, when the journal has forgotten; None: none any more."""
         if event.source == "invoke":
             return None, event.attributes.get("parameters", NOTHING)
-        for trigger in lane.function.triggers if lane.trigger is None else (lane.trigger,):
-            if trigger.source == event.source:
-                captures = trigger.matches(event)
-                if captures is not None:
-                    return trigger, captures
+        for trigger in lane.triggers:
+            if trigger.source == event.source and (captures := trigger.matches(event)) is not None:
+                return trigger, captures
         return None
 
 

@@ -17,7 +17,7 @@ _BATCH_BYTES = 6 * 1024 * 1024  # of one batch's events together, as in Lambda
 class Lane:
     """name: the journal's for its claims. policy: the function's, or for a queue's lane what the queue makes of it.
 
-    window: how many claims it may hold. trigger: of a queue's lane, the one that its events are for.
+    window: how many claims it may hold. triggers: that its events may be for; trigger: of a queue's lane, the one.
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
     The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled).
     """
@@ -44,6 +44,7 @@ class Lane:
         "throttled",
         "timed_out",
         "trigger",
+        "triggers",
         "waiting",
         "window",
     )
@@ -55,6 +56,7 @@ class Lane:
         self.pool = pool
         self.window = window if policy.batch is None else max(window, 2 * policy.batch.size)
         self.trigger = trigger
+        self.triggers = function.triggers if trigger is None else (trigger,)
         self.count = 0
         self.taken = 0
         self.active = 0

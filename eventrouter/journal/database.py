@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import EllipsisType
@@ -30,12 +31,14 @@ VERSION: Final = 3
 _LOOK: Final = 64 << 20  # bytes of a file that is looked through at each opening: 0.05 s, 0.8 s when it is in no cache
 _LOOK_AFTER_CRASH: Final = 1 << 30  # 0.7 s, 13 s
 _CHAIN: Final = 256  # rows of one key that are handed out together
+START: Final = (float("-inf"), -1)  # before all (due, seq)
 _RESERVE: Final = 10**9  # sequence numbers that one opening may use
 _SLICE: Final = 20_000  # rows that `find` looks through at a time, some 10 ms
 
 # In SQL the states are bare figures, as partial indexes are only used for those.
 # Rows of the memory window (state 1) are in no index: what runs at once costs one insert and one delete.
-# Of the live rows of one key only the first waits (0), or the first few run (1); the rest is parked (-1).
+# Rows that were taken from the file to run stay as they are (0), and are known in memory: the page of each would else be written
+# twice. Of the live rows of one key only the first waits (0), or the first few run (1); the rest is parked (-1).
 # `seen` outlives the rows; its order by seq is the order of age in which it is trimmed.
 _SCHEMA: Final = """
 CREATE TABLE invocation (
@@ -106,7 +109,6 @@ class RowClaim(Claim):
         self.seq = seq
         self.mark = -1
         self.size = size
-        self.id = f"00000000-0000-4000-8{seq >> 48:03x}-{seq & 0xFFFF_FFFF_FFFF:012x}"
         self.function = function
         self.event = event
         self.attempts = attempts
@@ -114,6 +116,10 @@ class RowClaim(Claim):
         self.hint = hint
         self.key = key
         self.deaths = deaths
+
+    @property
+    def id(self) -> str:  # type: ignore[override]  # made when somebody asks, which few do
+        return claim_id(self.seq)
 
 
 class Batch:
@@ -158,13 +164,13 @@ _RELEASE: Final = _sized("UPDATE invocation SET state = 0, due = accepted WHERE 
 _PARK: Final = _sized("UPDATE invocation SET state = -1, due = accepted WHERE state = 1 AND seq IN (", ("?1",), ")")
 _RETRY: Final = "UPDATE invocation SET state = ?, due = ?, attempts = ?, deaths = 0 WHERE seq = ?"
 _BURY: Final = "UPDATE invocation SET state = 2, due = ?, attempts = ?, reason = ?, error_type = ?, error_message = ? WHERE seq = ?"
-_DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths FROM invocation INDEXED BY waiting
-    WHERE state = 0 AND function = ? AND due <= ? ORDER BY due, seq LIMIT ?"""
+_DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths, due FROM invocation INDEXED BY waiting
+    WHERE state = 0 AND function = ? AND due <= ? AND (due, seq) > (?, ?) ORDER BY due, seq"""
 _OF_KEY: Final = "FROM invocation INDEXED BY keyed WHERE function = ? AND key = ? AND state < 2"
 _FIRST: Final = f"SELECT state, seq {_OF_KEY} ORDER BY seq LIMIT 1"
 _LAST: Final = f"SELECT state {_OF_KEY} ORDER BY seq DESC LIMIT 1"
 _BEHIND: Final = f"SELECT seq, attempts, accepted, event, key, deaths, state {_OF_KEY} AND seq > ? ORDER BY seq LIMIT ?"
-_NEXT_DUE: Final = "SELECT due FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? ORDER BY due LIMIT 1"
+_NEXT_DUE: Final = "SELECT due FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? AND due > ? ORDER BY due LIMIT 1"
 _LETTERS: Final = """SELECT seq, function, reason, error_type, error_message, attempts, due, event FROM invocation INDEXED BY dead
     WHERE state = 2 AND seq > ?1 AND (?2 IS NULL OR function = ?2) AND (?3 IS NULL OR ?3 IN (reason, error_type))
     AND (?4 IS NULL OR due >= ?4) ORDER BY seq LIMIT ?5"""
@@ -185,7 +191,7 @@ _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM
 class Database:
     """path: None is in memory. dedupe, history: seconds that seen ids and done rows are kept.
 
-    live: how many rows wait or run.
+    live: how many rows wait or run. taken: those without a key that wait by the file, and run.
     """
 
     def __init__(self, path: Path | None, dedupe: float, history: float) -> None:
@@ -193,6 +199,8 @@ class Database:
         self._dedupe = dedupe
         self._history = history
         self.live = 0
+        self.taken: set[int] = set()
+        self._put_back: set[int] = set()  # into it, if this transaction fails
         # A key that was seen longer ago counts as new, whether it has been trimmed or not.
         self._sift = _sized(
             "INSERT INTO seen (source, event_id, function, seq, at) VALUES ",
@@ -241,6 +249,7 @@ class Database:
             ("fullfsync", 1, 1),  # on macOS a plain fsync does not reach the disk
             ("checkpoint_fullfsync", 1, 1),
             ("journal_size_limit", 67_108_864, 67_108_864),
+            ("wal_autocheckpoint", 4000, 4000),  # pages; each pays for two fsyncs
             ("cache_size", -16_000, -16_000),
         ):
             # The setting answers with what holds, some only when asked again, and a refusal is silent.
@@ -258,7 +267,7 @@ class Database:
     def _recover(self, now: float, running: Sequence[int]) -> int:
         with self._connection:
             self._connection.executemany(
-                "UPDATE invocation SET deaths = deaths + 1 WHERE seq = ? AND state = 1", [(seq,) for seq in running]
+                "UPDATE invocation SET deaths = deaths + 1 WHERE seq = ? AND state IN (0, 1)", [(seq,) for seq in running]
             )
             # What a dead predecessor was running comes first again, uncharged.
             self._execute("UPDATE invocation SET state = 0, due = accepted WHERE state = 1 AND key IS NULL")
@@ -327,6 +336,7 @@ class Database:
     def transaction(self) -> Iterator[None]:
         """All or nothing. Raises JournalError."""
         live = self.live
+        self._put_back = set()
         try:
             self._execute("BEGIN IMMEDIATE")
             yield
@@ -335,6 +345,7 @@ class Database:
             crash_point("commit.after")
         except Exception as error:
             self.live = live
+            self.taken |= self._put_back
             if self._connection.in_transaction:  # after some errors SQLite has rolled back by itself
                 with suppress(apsw.Error):
                     self._execute("ROLLBACK")
@@ -342,6 +353,10 @@ class Database:
 
     def settle(self, batch: Batch, now: float) -> list[str]:
         """Returns the functions of which a row that was parked waits now."""
+        if self.taken:
+            for seqs in (batch.done, batch.released, [row[-1] for row in batch.retries], [row[-1] for row in batch.letters]):
+                self._put_back |= self.taken.intersection(seqs)
+            self.taken -= self._put_back
         if batch.done:
             self._finish(batch.done, now)
         if batch.released:
@@ -419,54 +434,76 @@ class Database:
                 self._execute(statements[size], parameters[at : at + step])
                 at += step
 
-    def take(self, function: str, now: float, born: float, limit: int, room: int) -> tuple[list[RowClaim], bool, float | None]:
-        """Up to `limit` waiting rows that are due, now running. Then whether these were all; and if so, when the next is due.
+    def take(
+        self, function: str, after: tuple[float, int], now: float, born: float, limit: int, room: int
+    ) -> tuple[list[RowClaim], tuple[float, int] | None, float | None]:
+        """Up to `limit` waiting rows that are due, to run. Then the place of the last; or None when these were all, and when the next is due.
 
-        born: what to add to a Unix time to have the monotonic one. room: bytes; a first one is taken however large it is.
+        after: (due, seq) up to which all was taken before. born: what to add to a Unix time to have the monotonic one.
+        room: bytes; a first one is taken however large it is.
         """
         claims: list[RowClaim] = []
-        exhausted = True
-
-        def add(seq: int, attempts: int, accepted: float, packed: bytes, key: str | None, deaths: int) -> bool:
-            nonlocal room
-            if claims and len(packed) > room:
-                return False
+        heads: list[RowClaim] = []
+        taken = self.taken
+        rows = self._execute(_DUE, (function, now, *after))
+        for seq, attempts, accepted, packed, key, deaths, due in rows:
+            if seq in taken:
+                continue
+            if len(claims) == limit or (claims and len(packed) > room):
+                break
             room -= len(packed)
-            claims.append(RowClaim(seq, function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
-            return True
+            claim = RowClaim(seq, function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths)
+            claims.append(claim)
+            after = due, seq
+            if key is None:
+                taken.add(seq)
+            else:
+                heads.append(claim)
+        else:
+            rows.close()
+            self._take_keyed(heads, claims, born, limit, room)
+            return claims, None, self._execute(_NEXT_DUE, (function, now)).get
+        rows.close()
+        self._take_keyed(heads, claims, born, limit, room)
+        return claims, after, None
 
-        due = self._execute(_DUE, (function, now, limit))
-        for row in due:
-            if not add(*row):
-                exhausted = False
-                break
-        due.close()
-        if len(claims) == limit:
-            exhausted = False
-        heads = [claim for claim in claims if claim.key is not None and not claim.attempts]
+    def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], born: float, limit: int, room: int) -> None:
+        """Mark what has a key as running, and take with it what is parked behind it."""
+        marked = [head.seq for head in heads]
         for head in heads:
-            self._add_followers(head, limit - len(claims), add)
-        self._run(_TAKE, 1, [claim.seq for claim in claims])
-        return claims, exhausted, self._execute(_NEXT_DUE, (function,)).get if exhausted else None
-
-    def _add_followers(self, head: RowClaim, limit: int, add: Callable[..., bool]) -> None:
-        for *row, state in self._rows(_BEHIND, (head.function, head.key, head.seq, min(limit, _CHAIN))) if limit > 0 else ():
-            if state != PARKED or not add(*row):
-                break
+            count = min(limit - len(claims), _CHAIN)
+            if head.attempts or count <= 0:  # a head that was tried before comes alone: if it fails again, all would go back again
+                continue
+            rows = self._rows(_BEHIND, (head.function, head.key, head.seq, count))
+            for seq, attempts, accepted, packed, key, deaths, state in rows:
+                if state != PARKED or len(packed) > room:
+                    break
+                room -= len(packed)
+                marked.append(seq)
+                claims.append(RowClaim(seq, head.function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
+        self._run(_TAKE, 1, marked)
 
     # Queues
 
     def receive(
         self, queue: str, now: float, born: float, count: int, hide: float, most: int, keep: float
     ) -> tuple[list[Received], list[RowClaim]]:
-        received, spent = [], []
-        for seq, attempts, accepted, packed, key, deaths in self._rows(_DUE, (queue, now, count)):
+        received: list[Received] = []
+        spent: list[RowClaim] = []
+        rows = self._execute(_DUE, (queue, now, *START))
+        for seq, attempts, accepted, packed, key, deaths, _ in rows:
+            if len(received) + len(spent) == count:
+                break
+            if seq in self.taken:
+                continue
             event = _readable(packed)
             if attempts >= most or now - accepted > keep:
                 spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths))
             else:
                 received.append(Received(claim_id(seq), event, attempts + 1))
-                self._execute(_RECEIVE, (now + hide, seq))
+        rows.close()
+        for message in received:
+            self._execute(_RECEIVE, (now + hide, claim_seq(message.id)))
         self._run(_TAKE, 1, [claim.seq for claim in spent])
         return received, spent
 
@@ -515,16 +552,18 @@ class Database:
 
     def _whereabouts(self, rows: list[Any], now: float) -> list[Whereabouts]:
         return [
-            Whereabouts(claim_id(seq), function, STATES[state], attempts, accepted, due)
+            Whereabouts(claim_id(seq), function, "running" if seq in self.taken else STATES[state], attempts, accepted, due)
             for seq, function, state, attempts, accepted, due, _ in rows
             if state != _DONE or due > now - self._history
         ]
 
     def depth(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many of each function are waiting, and dead."""
-        return self._waiting(), dict(
-            self._rows("SELECT function, count(*) FROM invocation INDEXED BY dead WHERE state = 2 GROUP BY function")
-        )
+        waiting = Counter(self._waiting())
+        for seq in self.taken:
+            waiting[self._execute("SELECT function FROM invocation WHERE seq = ?", (seq,)).get] -= 1
+        dead = "SELECT function, count(*) FROM invocation INDEXED BY dead WHERE state = 2 GROUP BY function"
+        return {function: count for function, count in waiting.items() if count}, dict(self._rows(dead))
 
     def _waiting(self) -> dict[str, int]:
         counts = dict(self._rows("SELECT function, count(*) FROM invocation INDEXED BY waiting WHERE state = 0 GROUP BY function"))

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from eventrouter.clock import Clock
 from eventrouter.errors import JournalError
-from eventrouter.journal.database import CLOCK_STEP, PARKED, RUNNING, WAITING, Batch, Database, RowClaim
+from eventrouter.journal.database import CLOCK_STEP, PARKED, RUNNING, START, WAITING, Batch, Database, RowClaim
 from eventrouter.journal.protocol import Entry, Note
 
 T = TypeVar("T")
@@ -130,10 +130,10 @@ class Limits(NamedTuple):
 class _Lane:
     """One function. credit: claims it may still get. backlog: due rows may be in the file, and nothing may overtake them;
     until it is known otherwise it is assumed. reached: the latest due time that a timer announced.
-    held: bytes handed out since the start.
+    held: bytes handed out since the start. after: the place in the file up to which all that waits is handed out.
     """
 
-    __slots__ = ("backlog", "credit", "function", "held", "reached", "size")
+    __slots__ = ("after", "backlog", "credit", "function", "held", "reached", "size")
 
     def __init__(self, function: str) -> None:
         self.function = function
@@ -142,6 +142,7 @@ class _Lane:
         self.reached = 0.0
         self.size = _FIRST_REFILL
         self.held = 0
+        self.after = START
 
 
 Opened = asyncio.Future[int]
@@ -225,7 +226,7 @@ class Writer(Thread):
             except JournalError as error:
                 commit.error = error
                 self._now, self._monotonic = now, monotonic
-                self._undo()
+                self._undo(commit)
             failed = commit.error is not None
             kept = commit.settled if failed else []
             self._before.clear()
@@ -254,7 +255,11 @@ class Writer(Thread):
             elif isinstance(operation, Settlement):
                 settled.append(operation)
                 if operation.into == "released":
-                    self._wake(self._lane(operation.function))
+                    self._go_back(self._lane(operation.function))
+                elif operation.into == "retries":
+                    lane, (_, due, _, seq) = self._lane(operation.function), operation.row
+                    if (due, seq) <= lane.after:  # as at once it may be
+                        self._go_back(lane)
             elif isinstance(operation, Want):
                 lane = self._lane(operation.function)
                 lane.credit += operation.credit
@@ -287,7 +292,7 @@ class Writer(Thread):
                 copies.append(operation.copies)
             batch.notes += [(note.key, note.value, None if note.ttl is None else now + note.ttl) for note in operation.notes]
         for function in self._database.settle(batch, now):
-            self._wake(self._lane(function))
+            self._go_back(self._lane(function))
         if self._sated:
             self._digest()
         if self._hungry and commit.close is None:
@@ -310,15 +315,17 @@ class Writer(Thread):
                 limit = min(lane.credit, lane.size)
                 lane.size = min(lane.size * 4, _REFILL)
                 # A timer may be a hair early by the wall clock; what it announced is due.
-                found, exhausted, next_due = self._database.take(
-                    lane.function, max(now, lane.reached), self._monotonic - self._now, limit, room
+                found, after, next_due = self._database.take(
+                    lane.function, lane.after, max(now, lane.reached), self._monotonic - self._now, limit, room
                 )
                 commit.claims += found
                 self._remember(lane)
                 lane.credit -= len(found)
                 lane.held += sum(claim.size for claim in found)
-                lane.backlog = not exhausted
-                if exhausted:
+                lane.backlog = after is not None
+                if after is not None:
+                    lane.after = after
+                else:
                     lane.size = _FIRST_REFILL
                 if next_due is not None:
                     commit.timers.append((lane.function, next_due))
@@ -359,6 +366,8 @@ class Writer(Thread):
                     lane.held += len(packed)
                     claims.append(RowClaim(seq, function, entry.event, 0, born, len(packed), entry.hint, key))
                 elif state == WAITING:
+                    if (at, seq) <= lane.after:  # something that was due later has been handed out before it came
+                        lane.after = START
                     self._wake(lane)
         self._database.insert(rows)
 
@@ -401,10 +410,11 @@ class Writer(Thread):
     def _remember(self, lane: _Lane) -> None:
         self._before.setdefault(lane, (lane.credit, lane.held))
 
-    def _undo(self) -> None:
+    def _undo(self, commit: Commit) -> None:
+        self._database.taken.difference_update([claim.seq for claim in commit.claims])
         for lane, (credit, held) in self._before.items():
             lane.credit, lane.held = credit, held
-            self._wake(lane)
+            self._go_back(lane)
 
     def _lane(self, function: str) -> _Lane:
         lane = self._lanes.get(function)
@@ -417,9 +427,14 @@ class Writer(Thread):
         if lane.credit:
             self._hungry[lane] = None
 
+    def _go_back(self, lane: _Lane) -> None:
+        """Rows may wait in places that were passed."""
+        lane.after = START
+        self._wake(lane)
+
     def _wake_all(self) -> None:
         for lane in self._lanes.values():
-            self._wake(lane)
+            self._go_back(lane)
 
     def _time(self, commit: Commit) -> float:
         """The clock's time; when it was set, first what waits is set with it, or it would be too old, or wait too long."""
