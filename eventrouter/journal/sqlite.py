@@ -155,7 +155,11 @@ class SqliteJournal:
         self._put(operation)
         self._freed[function] = self._freed.get(function, 0) + claim.size
         if isinstance(decision, RetryAt | Release) and key is not None:
+            first = (function, key) not in self._blocked
             self._blocked[function, key] += 1
+            if first and self._ready:
+                handed, self._ready = self._ready, []
+                self._hand_out(handed)  # those behind it that nobody has taken yet go back with it
         if isinstance(decision, RetryAt):
             self._announce(function, decision.at)
 
