@@ -264,6 +264,15 @@ class JournalContract:
         journal.settle(one, DONE)
         assert numbers(await self.claims(journal, 1)) == [2]
 
+    async def test_what_is_removed_by_hand_frees_its_key(self, journal: Journal) -> None:
+        await journal.accept(keyed("a", 1, 2, 3))
+        for n in (1, 2):
+            ((message,), _) = await journal.receive("f", 5, 30, 3)
+            assert int(message.event.data) == n
+            assert await journal.remove(message.id, 1)
+        journal.want("f", 1)
+        assert numbers(await self.claims(journal, 1)) == [3]
+
     async def test_a_dead_letter_frees_its_key_and_a_redriven_one_joins_the_tail(self, journal: Journal, clock: ManualClock) -> None:
         journal.want("f", 20)
         await journal.accept(keyed("a", 1, 2))

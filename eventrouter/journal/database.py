@@ -176,7 +176,7 @@ _FORGET: Final = """DELETE FROM invocation WHERE seq IN (
     SELECT seq FROM invocation INDEXED BY done WHERE state = 3 AND due <= ? ORDER BY due LIMIT ?)"""
 _PURGE: Final = "DELETE FROM invocation WHERE seq = ? AND state = 2"
 _RECEIVE: Final = "UPDATE invocation SET attempts = attempts + 1, due = ? WHERE seq = ?"
-_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state = 0"
+_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state = 0 RETURNING function, key"
 _HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND attempts = ? AND state = 0"
 _NOTE: Final = "INSERT INTO state VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET value = ?2, expires = ?3"
 _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM invocation WHERE "
@@ -469,9 +469,10 @@ class Database:
         return received, spent
 
     def remove(self, seq: int, receives: int) -> bool:
-        self._execute(_REMOVE, (seq, receives))
-        self.live -= self._connection.changes()
-        return self._connection.changes() == 1
+        removed = self._rows(_REMOVE, (seq, receives))
+        self.live -= len(removed)
+        self.promote(removed)  # what was parked behind it
+        return bool(removed)
 
     def hide(self, seq: int, receives: int, until: float) -> bool:
         self._execute(_HIDE, (until, seq, receives))

@@ -203,7 +203,7 @@ class SqliteJournal:
 
     async def remove(self, id: str, receives: int) -> bool:
         seq = claim_seq(id)
-        return seq is not None and await self._ask(lambda database: database.remove(seq, receives))
+        return seq is not None and await self._ask(lambda database: database.remove(seq, receives), wakes=True)
 
     async def hide(self, id: str, receives: int, seconds: float) -> bool:
         seq, until = claim_seq(id), self._clock.time() + seconds
