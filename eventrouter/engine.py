@@ -197,7 +197,8 @@ class Engine:
         if lane.starting or self._stopping:
             return False
         if not lane.ready:
-            if lane.count and lane.ripening is None and lane.policy.batch is not None:
+            # Not for those behind a key that runs: without a window that would be a timer due at once, again and again.
+            if lane.oldest is not None and lane.ripening is None and lane.policy.batch is not None:
                 lane.ripening = self._clock.call_later(lane.policy.batch.window, partial(self._ripen, lane))
             return False
         if not lane.pool.take(lane.active):

@@ -698,3 +698,21 @@ async def test_a_key_keeps_its_order_in_a_batch_of_two_triggers(tmp_path: Path) 
             await advance(clock, 1, lambda so_far=so_far: got and got[-1] == so_far)
         await app.journal.flush()
         assert await app.journal.depth() == {}
+
+
+async def test_what_waits_behind_a_batch_of_its_key_costs_no_timer(tmp_path: Path) -> None:
+    got: list[int] = []
+    gate = asyncio.Event()
+
+    @on(local("{key}"), order_by="key", batch=Batch(2))
+    async def handler(payload: list[int]) -> None:
+        await gate.wait()
+        got.extend(payload)
+
+    async with memory(tmp_path, handler, clock=ManualClock()) as app:
+        lane = app.engine.lanes["handler"]
+        await app.sources["local"].router.deliver([event("k", n) for n in range(5)])
+        await until(lambda: lane.count == 3)
+        assert lane.ripening is None
+        gate.set()
+        await until(lambda: got == [0, 1, 2, 3, 4])
