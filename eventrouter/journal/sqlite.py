@@ -48,7 +48,7 @@ class SqliteJournal:
         self._put: Callable[[Operation], None] = _closed
         self._seq = 0
         self._running: dict[int, Claim] = {}
-        self._ready: list[Claim] = []
+        self._ready: list[RowClaim] = []
         self._waiter: asyncio.Future[None] | None = None
         self._timers: dict[str, tuple[float, Timer]] = {}
         self._again: Timer | None = None
@@ -123,7 +123,8 @@ class SqliteJournal:
                 await self._waiter
             finally:
                 self._waiter = None
-        ready, self._ready = self._ready, []
+        ready: list[Claim] = [*self._ready]
+        self._ready = []
         return ready
 
     def started(self, claim: Claim) -> None:
