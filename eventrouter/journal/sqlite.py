@@ -293,7 +293,7 @@ class SqliteJournal:
     def _hand_out(self, claims: Sequence[RowClaim]) -> None:
         for claim in claims:
             self._running[claim.seq] = claim
-            if claim.key is not None and (claim.function, claim.key) in self._blocked:
+            if claim.key is not None and (claim.function, claim.key) in self._blocked and self._put is not _closed:
                 self.settle(claim, _RELEASE)  # handed out before it was known that one before it goes back
                 self.want(claim.function, 1)
             else:
