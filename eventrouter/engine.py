@@ -203,7 +203,8 @@ class Engine:
         if lane.starting or self._stopping:
             return False
         if not lane.ready:
-            if lane.count and lane.ripening is None and lane.policy.batch is not None:
+            # Not for those behind a key that runs: without a window that would be a timer due at once, again and again.
+            if lane.queue and lane.ripening is None and lane.policy.batch is not None:
                 lane.ripening = self._clock.call_later(lane.policy.batch.window, partial(self._ripen, lane))
             return False
         if not lane.pool.take(lane.active):
@@ -298,13 +299,23 @@ class Engine:
         groups: dict[Trigger | None, list[tuple[Claim, Mapping[str, str]]]] = {}
         keys: set[str] = set()
         back: set[str] = set()
+        triggers: dict[str, Trigger | None] = {}
+        later: dict[str, list[Claim]] = {}  # what comes by another trigger than the one of its key before it, and those behind
         for claim in lane.pop_batch(size):
+            if claim.key in later:
+                later[claim.key].append(claim)
+                continue
+            found = self._ready(lane, claim)
+            if found is not None and claim.key is not None and triggers.setdefault(claim.key, found[0]) is not found[0]:
+                later[claim.key] = [claim]
+                continue
             self._credit(lane)
             if claim.key is not None:
                 keys.add(claim.key)
-            found = self._ready(lane, claim)
             if found is not None:
                 groups.setdefault(found[0], []).append((claim, found[1]))
+        for key, claims in later.items():
+            lane.put_back(key, claims)
         for trigger, group in groups.items():
             for claim, _ in group:
                 self.journal.started(claim)

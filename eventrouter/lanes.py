@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from eventrouter.clock import Timer
 from eventrouter.functions import Function, Policy
@@ -110,6 +110,11 @@ class Lane:
                 source = self._chains[claim.key]
         self.count -= len(found)
         return found
+
+    def put_back(self, key: str, claims: Sequence[Claim]) -> None:
+        """Those of the key that were popped last are not run yet: they are the next of it."""
+        self.count += len(claims)
+        self._chains[key].extendleft(reversed(claims))
 
     def pass_on(self, key: str) -> None:
         """What ran under the key has ended: the next may run."""

@@ -251,6 +251,28 @@ class JournalContract:
         journal.settle(again, DONE)
         assert numbers(await self.claims(journal, 4)) == [2, 3, 6, 9]
 
+    async def test_what_nobody_has_taken_yet_goes_back_with_the_one_before_it(self, journal: Journal, clock: ManualClock) -> None:
+        journal.want("f", 4)
+        await journal.flush()
+        await journal.accept(keyed("a", 1))
+        (one,) = await self.claims(journal, 1)
+        await journal.accept([*keyed("a", 2), *keyed("b", 3)])  # handed out, and nobody asks for claims
+        journal.settle(one, RetryAt(clock.time() + 30, 1))
+        assert numbers(await self.held(journal)) == [3]
+        clock.advance(31)
+        (one,) = await self.claims(journal, 1)
+        journal.settle(one, DONE)
+        assert numbers(await self.claims(journal, 1)) == [2]
+
+    async def test_what_is_removed_by_hand_frees_its_key(self, journal: Journal) -> None:
+        await journal.accept(keyed("a", 1, 2, 3))
+        for n in (1, 2):
+            ((message,), _) = await journal.receive("f", 5, 30, 3)
+            assert int(message.event.data) == n
+            assert await journal.remove(message.id, 1)
+        journal.want("f", 1)
+        assert numbers(await self.claims(journal, 1)) == [3]
+
     async def test_a_dead_letter_frees_its_key_and_a_redriven_one_joins_the_tail(self, journal: Journal, clock: ManualClock) -> None:
         journal.want("f", 20)
         await journal.accept(keyed("a", 1, 2))

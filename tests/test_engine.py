@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from eventrouter import App, Context, Depends, Failed, Reject, Retry, Succeeded, TimedOut, fixed, invoke, on, on_start, on_stop
+from eventrouter import App, Batch, Context, Depends, Failed, Reject, Retry, Succeeded, TimedOut, fixed, invoke, on, on_start, on_stop
 from eventrouter.clock import ManualClock
 from eventrouter.errors import ConfigError, Throttled
 from eventrouter.invoking import InvokeError
@@ -681,3 +681,38 @@ async def test_what_goes_wrong_is_logged_with_its_remedy(tmp_path: Path, caplog:
     assert (
         record.getMessage() == f"handler: dead letter {letter.id} (RetriesExhausted): ValueError: bad; `eventrouter dlq show {letter.id}`"
     )
+
+
+async def test_a_key_keeps_its_order_in_a_batch_of_two_triggers(tmp_path: Path) -> None:
+    got: list[list[int]] = []
+
+    @on(local("a/{key}"), local("b/{key}"), order_by="key", batch=Batch(5, window=1))
+    async def handler(payload: list[Any]) -> None:
+        got.append(payload)
+
+    clock = ManualClock()
+    async with memory(tmp_path, handler, clock=clock) as app:
+        await app.sources["local"].router.deliver([event(f"{place}/k", n) for n, place in enumerate("aabab")])
+        for so_far in ([0, 1], [2], [3], [4]):
+            await until(lambda: app.engine.lanes["handler"].ripening)
+            await advance(clock, 1, lambda so_far=so_far: got and got[-1] == so_far)
+        await app.journal.flush()
+        assert await app.journal.depth() == {}
+
+
+async def test_what_waits_behind_a_batch_of_its_key_costs_no_timer(tmp_path: Path) -> None:
+    got: list[int] = []
+    gate = asyncio.Event()
+
+    @on(local("{key}"), order_by="key", batch=Batch(2))
+    async def handler(payload: list[int]) -> None:
+        await gate.wait()
+        got.extend(payload)
+
+    async with memory(tmp_path, handler, clock=ManualClock()) as app:
+        lane = app.engine.lanes["handler"]
+        await app.sources["local"].router.deliver([event("k", n) for n in range(5)])
+        await until(lambda: lane.count == 3)
+        assert lane.ripening is None
+        gate.set()
+        await until(lambda: got == [0, 1, 2, 3, 4])

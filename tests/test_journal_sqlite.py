@@ -18,7 +18,7 @@ import pytest
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
 from eventrouter.journal import database
-from eventrouter.journal.database import Database
+from eventrouter.journal.database import Database, RowClaim
 from eventrouter.journal.protocol import Entry, Journal, LetterQuery
 from eventrouter.journal.running import Running
 from eventrouter.journal.sqlite import SqliteJournal
@@ -187,6 +187,21 @@ class TestFile(JournalContract):
         await journal.open()
         assert (await journal.depth())["f"]["waiting"] == 4
         await journal.close()
+
+    async def test_a_commit_that_is_heard_while_it_closes_is_heard_to_its_end(
+        self, make: Callable[..., SqliteJournal], clock: ManualClock
+    ) -> None:
+        journal = make()
+        await journal.open()
+        journal.want("f", 2)
+        await journal.accept([Entry("f", event(n), key="k") for n in (1, 2)])
+        one, two = await self.claims(journal, 2)
+        journal.settle(one, RetryAt(clock.time() + 10, 1))
+        closing = asyncio.ensure_future(journal.close())
+        await asyncio.sleep(0)
+        assert isinstance(two, RowClaim)
+        journal._hand_out([two])  # its key waits for what goes back; the closed journal takes no operation any more
+        await closing
 
     async def test_more_places_are_made_for_what_runs(self, tmp_path: Path) -> None:
         for path in (tmp_path / "running", None):

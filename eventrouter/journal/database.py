@@ -437,7 +437,7 @@ class Database:
     def take(
         self, function: str, after: tuple[float, int], now: float, born: float, limit: int, room: int
     ) -> tuple[list[RowClaim], tuple[float, int] | None, float | None]:
-        """Up to `limit` waiting rows that are due, to run. Then the place of the last; or None when these were all, and when the next is due.
+        """Up to `limit` waiting rows that are due. Then the place of the last; or None when these were all, and when the next is due.
 
         after: (due, seq) up to which all was taken before. born: what to add to a Unix time to have the monotonic one.
         room: bytes; a first one is taken however large it is.

@@ -49,7 +49,7 @@ class SqliteJournal:
         self._put: Callable[[Operation], None] = _closed
         self._seq = 0
         self._running: dict[int, Claim] = {}
-        self._ready: list[Claim] = []
+        self._ready: list[RowClaim] = []
         self._waiter: asyncio.Future[None] | None = None
         self._timers: dict[str, tuple[float, Timer]] = {}
         self._again: Timer | None = None
@@ -124,7 +124,8 @@ class SqliteJournal:
                 await self._waiter
             finally:
                 self._waiter = None
-        ready, self._ready = self._ready, []
+        ready: list[Claim] = [*self._ready]
+        self._ready = []
         return ready
 
     def started(self, claim: Claim) -> None:
@@ -156,7 +157,11 @@ class SqliteJournal:
         self._put(operation)
         self._freed[function] = self._freed.get(function, 0) + claim.size
         if isinstance(decision, RetryAt | Release) and key is not None:
+            first = (function, key) not in self._blocked
             self._blocked[function, key] += 1
+            if first and self._ready:
+                handed, self._ready = self._ready, []
+                self._hand_out(handed)  # those behind it that nobody has taken yet go back with it
         if isinstance(decision, RetryAt):
             self._announce(function, decision.at)
 
@@ -203,8 +208,8 @@ class SqliteJournal:
         if seq is None:
             return False
         removed, woken = await self._ask(lambda database: database.remove(seq, receives))
-        for function in woken:
-            self._announce(function, self._clock.time())
+        if woken:
+            await self._ask(_nothing, wakes=True)
         return removed
 
     async def hide(self, id: str, receives: int, seconds: float) -> bool:
@@ -294,7 +299,7 @@ class SqliteJournal:
     def _hand_out(self, claims: Sequence[RowClaim]) -> None:
         for claim in claims:
             self._running[claim.seq] = claim
-            if claim.key is not None and (claim.function, claim.key) in self._blocked:
+            if claim.key is not None and (claim.function, claim.key) in self._blocked and self._put is not _closed:
                 self.settle(claim, _RELEASE)  # handed out before it was known that one before it goes back
                 self.want(claim.function, 1)
             else:
