@@ -17,7 +17,7 @@ import pytest
 
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal import database
+from eventrouter.journal import schema
 from eventrouter.journal.database import Database, RowClaim
 from eventrouter.journal.protocol import Entry, Journal, LetterQuery
 from eventrouter.journal.running import Running
@@ -177,7 +177,7 @@ class TestFile(JournalContract):
         old = gzip.decompress((Path(__file__).parent / "data/journal-1.db.gz").read_bytes())
         (tmp_path / "journal.db").write_bytes(old)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(database._UPGRADES, 1, f"{database._UPGRADES[1]}; SELECT x FROM nowhere")
+            patch.setitem(schema.UPGRADES, 1, f"{schema.UPGRADES[1]}; SELECT x FROM nowhere")
             with pytest.raises(JournalError, match="no such table"):
                 await make().open()
         reader = apsw.Connection(str(tmp_path / "journal.db"))

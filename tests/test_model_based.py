@@ -31,8 +31,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from eventrouter import App, Batch, Event, PartialFailure, Plugin, Queue, Reject, Retry, Source, fixed, on
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal.database import PARKED, RUNNING, WAITING, claim_id
 from eventrouter.journal.protocol import Claim, Entry, LetterQuery
+from eventrouter.journal.schema import PARKED, RUNNING, WAITING, claim_id
 from eventrouter.journal.sqlite import SqliteJournal, _closed
 from eventrouter.journal.writer import Commit
 from eventrouter.model import Dead, Decision, Done, Release, RetryAt

@@ -16,7 +16,7 @@ import pytest
 
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal import database
+from eventrouter.journal import database, schema
 from eventrouter.journal.pages import Pages
 from eventrouter.journal.protocol import Entry, LetterQuery
 from eventrouter.journal.salvage import salvage
@@ -120,7 +120,7 @@ async def test_where_nothing_is_damaged_the_copy_is_identical(path: Path) -> Non
     before, bytes_before = dump(path), path.read_bytes()
     found = salvage(path)
     assert dump(path) == before
-    assert found.invocations == {"waiting": 2_900, "running": 200, "dead": 400, "done": 400}
+    assert found.invocations == {"waiting": 3_100, "running": 0, "dead": 400, "done": 400}  # what ran waits for the next start
     assert found.others == {"seen": 2000, "state": 300}
     assert (found.damaged, found.unread) == ([], 0)
     assert found.aside == path.with_name("journal.db.damaged-1")
@@ -197,12 +197,12 @@ async def test_the_first_page_from_the_schema_on(path: Path) -> None:
 
 async def test_the_first_page_of_a_file_whose_tables_were_made_in_another_order(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
-    tables = database._SCHEMA.split(";\n")
+    tables = schema.SCHEMA.split(";\n")
     with closing(apsw.Connection(str(path))) as connection:
         for statement in sorted(tables, key=lambda text: ("INSERT" in text, "INDEX" in text, text)):
             connection.execute(statement).fetchall()
-        connection.pragma("application_id", database.APPLICATION)
-        connection.pragma("user_version", database.VERSION)
+        connection.pragma("application_id", schema.APPLICATION)
+        connection.pragma("user_version", schema.VERSION)
     await fill(path, ManualClock())
     before = dump(path)
     spoil(path, 1)

@@ -15,8 +15,8 @@ import apsw
 import msgspec
 
 from eventrouter.errors import JournalError
-from eventrouter.journal import database
 from eventrouter.journal.pages import INDEX, TABLE, Cell, Damaged, Pages
+from eventrouter.journal.schema import APPLICATION, STATES, VERSION, make
 
 _BATCH: Final = 1000  # rows
 _TYPES: Final = {"INTEGER": int, "REAL": int | float, "TEXT": str, "BLOB": bytes}  # SQLite keeps a REAL of 2.0 as 2
@@ -106,9 +106,9 @@ def _checkpoint(work: Path, path: Path) -> None:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
         if tables and "invocation" not in tables:
             raise JournalError(f"journal {path}: this is another program's database; nothing to salvage")
-        if not tables or application != database.APPLICATION:
+        if not tables or application != APPLICATION:
             raise apsw.NotADBError("not of a journal")
-        if version > database.VERSION:
+        if version > VERSION:
             raise JournalError(f"journal {path}: made by a newer eventrouter (format {version}); upgrade eventrouter")
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
@@ -118,7 +118,7 @@ def _graft(work: Path) -> None:
     try:
         with closing(apsw.Connection(str(blank))) as connection:
             connection.pragma("journal_mode", "WAL")
-            database.make(connection)
+            make(connection)
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             size = connection.pragma("page_size")
         made = blank.read_bytes()
@@ -185,7 +185,7 @@ class _Reader:
     def copy_to(self, new: Path) -> Salvage:
         with closing(apsw.Connection(str(new))) as connection:
             with connection:
-                database.make(connection)
+                make(connection)
                 connection.execute("DELETE FROM numbering").fetchall()
                 named = self._copy(connection)
                 self._number(connection, named)
@@ -306,6 +306,6 @@ class _Reader:
         }
         read = {seq for (seq,) in connection.execute("SELECT seq FROM invocation")}
         return Salvage(
-            {name: sum(count for state, count in states.items() if database.STATES[state] == name) for name in database.STATES},
+            {name: sum(count for state, count in states.items() if STATES[state] == name) for name in STATES},
             others, self._pages.count, sorted(self._damaged), len(named - read), Path(),
         )  # fmt: skip

@@ -17,9 +17,10 @@ from typing import Any, Final, TypeVar
 
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
-from eventrouter.journal.database import Database, RowClaim, claim_seq
+from eventrouter.journal.database import Database, RowClaim
 from eventrouter.journal.protocol import Claim, Entry, Letter, LetterQuery, Note, Received, Whereabouts
 from eventrouter.journal.running import Running
+from eventrouter.journal.schema import claim_seq
 from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
 from eventrouter.model import Decision, Done, Event, Release, RetryAt
 

@@ -14,8 +14,9 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from eventrouter.clock import Clock
 from eventrouter.errors import JournalError
-from eventrouter.journal.database import CLOCK_STEP, PARKED, RUNNING, START, WAITING, Batch, Database, RowClaim
+from eventrouter.journal.database import CLOCK_STEP, START, Batch, Database, RowClaim
 from eventrouter.journal.protocol import Entry, Note
+from eventrouter.journal.schema import PARKED, RUNNING, WAITING
 
 T = TypeVar("T")
 

@@ -1,0 +1,68 @@
+"""The SQLite journal's format: its tables, its versions, and how its rows are named."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+
+PARKED: Final = -1  # waits for others of its key that came before
+WAITING: Final = 0
+RUNNING: Final = 1
+DONE: Final = 3
+STATES: Final = ("waiting", "running", "dead", "done", "waiting")  # 2 is a dead letter; -1 is the last
+
+APPLICATION: Final = 0x45565254  # "EVRT", in the file's header
+VERSION: Final = 3
+
+# In SQL the states are bare figures, as partial indexes are only used for those.
+# Rows of the memory window (state 1) are in no index: what runs at once costs one insert and one delete.
+# Rows that were taken from the file to run stay as they are (0), and are known in memory: the page of each would else be written
+# twice. Of the live rows of one key only the first waits (0), or the first few run (1); the rest is parked (-1).
+# `seen` outlives the rows; its order by seq is the order of age in which it is trimmed.
+SCHEMA: Final = """
+CREATE TABLE invocation (
+    seq INTEGER PRIMARY KEY, state INTEGER NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL, accepted REAL NOT NULL,
+    function TEXT NOT NULL, reason TEXT, error_type TEXT, error_message TEXT, event BLOB NOT NULL,
+    deaths INTEGER NOT NULL DEFAULT 0, key TEXT) STRICT;
+CREATE INDEX waiting ON invocation (function, due, seq) WHERE state = 0;
+CREATE INDEX keyed ON invocation (function, key, seq) WHERE key IS NOT NULL AND state < 2;
+CREATE INDEX dead ON invocation (seq, function) WHERE state = 2;
+CREATE INDEX done ON invocation (due) WHERE state = 3;
+CREATE TABLE seen (
+    seq INTEGER PRIMARY KEY, source TEXT NOT NULL, event_id TEXT NOT NULL, function TEXT NOT NULL, at REAL NOT NULL,
+    UNIQUE (source, event_id, function)) STRICT;
+CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL, expires REAL) STRICT, WITHOUT ROWID;
+CREATE INDEX expiring ON state (expires) WHERE expires IS NOT NULL;
+CREATE TABLE numbering (next INTEGER NOT NULL) STRICT;
+INSERT INTO numbering VALUES (0);
+"""
+# What makes a file of that version one of the next.
+UPGRADES: Final = {
+    1: "ALTER TABLE invocation ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0",
+    2: """ALTER TABLE invocation ADD COLUMN key TEXT;
+        CREATE INDEX keyed ON invocation (function, key, seq) WHERE key IS NOT NULL AND state < 2;
+        ALTER TABLE state ADD COLUMN expires REAL;
+        CREATE INDEX expiring ON state (expires) WHERE expires IS NOT NULL""",
+}
+
+
+def make(connection: apsw.Connection) -> None:
+    """An empty journal out of an empty file; in a transaction of the caller's."""
+    connection.execute(SCHEMA).fetchall()  # several statements run no further than they are read
+    connection.pragma("application_id", APPLICATION)
+    connection.pragma("user_version", VERSION)
+
+
+def claim_id(seq: int) -> str:
+    """Of the shape of a version 4 UUID, as AWS's request ids are; `claim_seq` reads it."""
+    return f"00000000-0000-4000-8{seq >> 48:03x}-{seq & 0xFFFF_FFFF_FFFF:012x}"
+
+
+def claim_seq(id: str) -> int | None:
+    """None: no id of this journal."""
+    try:
+        seq = int(id[20:23] + id[24:], 16)
+    except ValueError:
+        return None
+    return seq if claim_id(seq) == id else None
