@@ -392,6 +392,9 @@ class Engine:
         if claim.deaths >= _DEATHS:
             self._settlement.give_up(lane, claim, "RouterCrashed", f"the router died {claim.deaths} times in a row while running it")
             return None
+        if claim.attempts > lane.policy.retries:  # by hand, of a queue's message, or before the policy was changed
+            self._settlement.give_up(lane, claim, "RetriesExhausted", f"it had its {claim.attempts} attempts before")
+            return None
         event = claim.event
         if event.source == "journal":
             self._settlement.give_up(lane, claim, "Unreadable", "its bytes in the journal are no event")

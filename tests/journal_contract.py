@@ -159,6 +159,13 @@ class JournalContract:
         assert await journal.accept([Entry("f", event(1, "a"))]) == [True]
         await journal.close()
 
+    async def test_without_dedupe_nothing_is_a_repeat(self, make: Callable[..., Journal]) -> None:
+        journal = make(dedupe=0)
+        await journal.open()
+        assert await journal.accept([Entry("f", event(1, "a")), Entry("f", event(2, "a"))]) == [True, True]
+        assert await journal.accept([Entry("f", event(3, "a"))]) == [True]
+        await journal.close()
+
     # Settling
 
     async def test_done_is_gone(self, journal: Journal) -> None:

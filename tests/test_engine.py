@@ -716,3 +716,30 @@ async def test_what_waits_behind_a_batch_of_its_key_costs_no_timer(tmp_path: Pat
         assert lane.ripening is None
         gate.set()
         await until(lambda: got == [0, 1, 2, 3, 4])
+
+
+async def test_a_policy_that_was_lowered_grants_no_more_attempts(tmp_path: Path, clock: ManualClock) -> None:
+    ran: list[int] = []
+
+    def made(retries: int) -> Any:
+        @on(local("a"), retries=retries, backoff=fixed(10))
+        async def handler(payload: Any) -> None:
+            ran.append(retries)
+            raise ValueError
+
+        return handler
+
+    async with running(tmp_path, made(5), clock=clock, toml=AT_ONCE) as app:
+        await put(app, "a")
+        for count in (1, 2, 3):
+            await until(lambda count=count: len(ran) == count)
+            await app.journal.flush()
+            clock.advance(10.1)
+        await until(lambda: len(ran) == 4)
+        await app.journal.flush()
+    async with running(tmp_path, made(1), clock=clock, toml=AT_ONCE) as app:
+        clock.advance(10.1)
+        await until(lambda: app.engine.lanes["handler"].dead == 1)
+        (letter,) = await letters(app)
+        assert (letter.reason, letter.attempts) == ("RetriesExhausted", 4)
+    assert ran == [5] * 4

@@ -137,7 +137,7 @@ class Database:
 
     def __init__(self, path: Path | None, dedupe: float, history: float) -> None:
         self._path = path
-        self._dedupe = dedupe
+        self.dedupe = dedupe
         self._history = history
         self.live = 0
         self.taken: set[int] = set()
@@ -344,7 +344,7 @@ class Database:
             new = {seq for (seq,) in self._rows("SELECT seq FROM seen WHERE seq BETWEEN ? AND ?", (min(seqs), max(seqs)))}
             repeats = {seq for seq in seqs if seq not in new}
         # Each newcomer pays for two of the oldest: the table stays in bounds, and no timer wakes an idle router.
-        horizon = now - self._dedupe
+        horizon = now - self.dedupe
         oldest = self._execute("SELECT at FROM seen ORDER BY seq LIMIT 1").get
         if oldest is not None and oldest <= horizon:
             self._execute(

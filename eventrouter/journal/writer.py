@@ -400,6 +400,8 @@ class Writer(Thread):
             self._pressure = ""
 
     def _repeats(self, accepts: list[Accept], now: float) -> set[int]:
+        if not self._database.dedupe:
+            return set()
         keys: list[Any] = []
         for accept in accepts:
             at = accept.born + self._now - self._monotonic
