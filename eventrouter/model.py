@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from types import MappingProxyType
@@ -249,7 +249,10 @@ class Context:
 
 
 class Response(msgspec.Struct, frozen=True):
-    """A typed HTTP answer. body: `None`, `str`, `bytes`, or anything that JSON can say."""
+    """A typed HTTP answer.
+
+    body: `None`, `str`, `bytes`, anything that JSON can say, or an iterator of chunks (async or not), which is streamed.
+    """
 
     body: Any = None
     status: int = 200
@@ -272,6 +275,10 @@ class HttpRequest(msgspec.Struct, frozen=True):
         """The first header of that name, in any case."""
         wanted = name.lower()
         return next((value for key, value in self.headers if key.lower() == wanted), None)
+
+
+# Consumes an answer of chunks; what it returns stands for the answer.
+Stream = Callable[[Any], Awaitable[Any]]
 
 
 # What became of one attempt.
