@@ -15,7 +15,7 @@ from eventrouter_http.answers import JSON, NONE, from_lambda, from_typed, proble
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
 from eventrouter_http.cors import Cors
 from eventrouter_http.routes import Routes
-from eventrouter_http.streams import Stream
+from eventrouter_http.streams import MORE, Stream
 
 _LAST_ANSWERS = 5.0  # seconds for answers on their way, once no handler runs
 Handle = Callable[[web.BaseRequest, Mapping[str, str]], Awaitable[web.StreamResponse]]
@@ -128,7 +128,7 @@ class HttpSource(Source[HttpConfig]):
             return handle
 
         async def answer(request: web.BaseRequest, captures: Mapping[str, str]) -> web.StreamResponse:
-            more = request["more"] = cors.answer(request.headers.get("Origin"))
+            more = request[MORE] = cors.answer(request.headers.get("Origin"))
             try:
                 answer = await handle(request, captures)
             except (TooLarge, TooSlow, Garbled) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
@@ -16,12 +16,13 @@ from eventrouter_http.connections import Connection
 
 EVENTS = "text/event-stream"
 LINES = "application/jsonl"
+MORE: web.RequestKey[Mapping[str, str]] = web.RequestKey("more", Mapping)
 
 
 class Stream:
     """Sends a handler's chunks to whom asked. answer: what was begun; None: nothing was sent yet.
 
-    request: its "more" are headers that the answer has besides its own.
+    request: its MORE are headers that the answer has besides its own.
     """
 
     __slots__ = ("_request", "answer")
@@ -78,7 +79,7 @@ class Stream:
     async def _begin(self, status: int, said: CIMultiDict[str]) -> web.StreamResponse:
         if said.get("Content-Type", "").startswith(EVENTS):
             said.setdefault("Cache-Control", "no-cache")
-        if (more := self._request.get("more")) is not None:
+        if (more := self._request.get(MORE)) is not None:
             for name in [name for name in said if name.lower().startswith("access-control-")]:
                 del said[name]
             said.update(more)
