@@ -28,7 +28,7 @@ class HttpConfig(msgspec.Struct, kw_only=True):
 
     read_timeout: seconds for a request's head, for its body, and that a connection may be idle.
     stage: "$default", or what paths begin with, as `prod` in `/prod/devices`; stage_variables: handed to Lambda functions.
-    cors: for all routes that say nothing themselves.
+    cors: for all routes that say nothing themselves. cert, key: PEM files; with them it speaks TLS.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +38,8 @@ class HttpConfig(msgspec.Struct, kw_only=True):
     stage: Annotated[str, Meta(pattern=r"^(\$default|[A-Za-z0-9_-]+)$")] = "$default"
     stage_variables: dict[str, str] = {}
     cors: Cors | None = None
+    cert: str | None = None
+    key: str | None = None
 
 
 class HttpTrigger(Trigger):
@@ -126,7 +128,9 @@ def _cors(route: str, given: Cors | Mapping[str, Any] | bool | None) -> Cors | L
 
 
 def check(config: HttpConfig, pairs: Sequence[tuple[str, HttpTrigger]]) -> None:
-    """Two functions can't answer one route."""
+    """Two functions can't answer one route; half of what TLS needs is a mistake."""
+    if (config.cert is None) != (config.key is None):
+        raise ConfigError(f"[http] {'key' if config.key is None else 'cert'} is missing; TLS needs both cert and key")
     taken: dict[tuple[str, str], str] = {}
     for name, trigger in pairs:
         key = (trigger.method, re.sub(r"\{\w+", "{", trigger.pattern))

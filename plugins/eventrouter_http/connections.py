@@ -12,6 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from eventrouter_http import HttpConfig
 from eventrouter_http.answers import problem
 
+_LINGER = 1.0  # seconds that a client may go on sending what nobody reads, so that it gets to read why
 log = logging.getLogger("eventrouter.http")
 
 
@@ -69,7 +70,7 @@ class Server(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         # The time that a connection may be idle is also what the head of a request may take.
-        return Connection(self, loop=self._loop, access_log=None, keepalive_timeout=self._config.read_timeout)
+        return Connection(self, loop=self._loop, access_log=None, keepalive_timeout=self._config.read_timeout, lingering_time=_LINGER)
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
         return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=self._config.body_limit)

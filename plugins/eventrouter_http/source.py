@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -43,8 +44,9 @@ class HttpSource(Source[HttpConfig]):
         self._add_routes()
         host, port = self.config.host, self.config.port
         runner = web.ServerRunner(Server(self._dispatch, self.config), shutdown_timeout=_LAST_ANSWERS)
+        tls = self._tls()
         await runner.setup()
-        site = web.TCPSite(runner, host, port)
+        site = web.TCPSite(runner, host, port, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:
@@ -54,7 +56,7 @@ class HttpSource(Source[HttpConfig]):
             ) from None
         self._runner, self._site = runner, site
         address = runner.addresses[0]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
+        self.url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{address[1]}"
         if self.router.bindings and not is_loopback(host):
             routes = ", ".join(str(binding.trigger) for binding in self.router.bindings)
             self.router.log.warning("anyone who reaches %s can call %s", self.url, routes, extra={"action": "http.open"})
@@ -75,8 +77,22 @@ class HttpSource(Source[HttpConfig]):
         method, _, path = request.partition(" ")
         headers = dict(text.split(": ", 1) for text in header if ": " in text)
         url = self.url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what it listens on is no address to call
-        async with ClientSession() as client, client.request(method, url + path, data=body or None, headers=headers) as answer:
+        options: dict[str, Any] = {"data": body or None, "headers": headers, "ssl": False}  # whom its certificate names is no question here
+        async with ClientSession() as client, client.request(method, url + path, **options) as answer:
             return {"status": answer.status, "headers": dict(answer.headers), "body": await answer.text(errors="replace")}
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if self.config.cert is None or self.config.key is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        cert, key = self.router.base / self.config.cert, self.router.base / self.config.key
+        try:
+            context.load_cert_chain(cert, key)
+        except (OSError, ssl.SSLError) as error:
+            raise EventRouterError(
+                f"http: no TLS with {cert} and {key}: {error.strerror or error}; [http] cert and key name PEM files that belong together"
+            ) from None
+        return context
 
     # Routes
 
