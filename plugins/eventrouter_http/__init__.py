@@ -28,6 +28,7 @@ class HttpConfig(msgspec.Struct, kw_only=True):
 
     read_timeout: seconds for a request's head, for its body, and that a connection may be idle.
     stage: "$default", or what paths begin with, as `prod` in `/prod/devices`; stage_variables: handed to Lambda functions.
+    openapi: whether `/openapi.json` and `/docs` tell of the routes.
     cors: for all routes that say nothing themselves. cert, key: PEM files; with them it speaks TLS.
     """
 
@@ -38,6 +39,7 @@ class HttpConfig(msgspec.Struct, kw_only=True):
     stage: Annotated[str, Meta(pattern=r"^(\$default|[A-Za-z0-9_-]+)$")] = "$default"
     stage_variables: dict[str, str] = {}
     cors: Cors | None = None
+    openapi: bool = True
     cert: str | None = None
     key: str | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,6 +16,7 @@ from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
 from eventrouter_http.answers import JSON, NONE, from_lambda, from_typed, problem
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
 from eventrouter_http.cors import Cors
+from eventrouter_http.openapi import document
 from eventrouter_http.routes import Routes
 from eventrouter_http.streams import MORE, Stream
 
@@ -25,6 +27,16 @@ Handle = Callable[[web.BaseRequest, Mapping[str, str]], Awaitable[web.StreamResp
 class Route(NamedTuple):
     handle: Handle
     cors: Cors | None = None
+
+
+def _fixed(kind: str, body: bytes) -> Handle:
+    # Its scripts and styles are in the page itself, and it talks to nobody else.
+    headers = {"Content-Type": kind, "Content-Security-Policy": "default-src 'self' 'unsafe-inline'"}
+
+    async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
+        return web.Response(body=body, headers=headers)
+
+    return handle
 
 
 class HttpSource(Source[HttpConfig]):
@@ -113,7 +125,16 @@ class HttpSource(Source[HttpConfig]):
         for path, answer in (("/healthz", self._healthz), ("/readyz", self._readyz)):
             self._routes.add("GET", path, Route(answer))
             self._routes.add("HEAD", path, Route(answer))
+        if self.config.openapi:
+            self._document()
         self._has_cors = self._has_cors or self.config.cors is not None
+
+    def _document(self) -> None:
+        """`/openapi.json` and `/docs`, unless the app has routes of its own there."""
+        made = msgspec.json.encode(document(self.router.base.name, self._prefix, self.router.bindings))
+        page = Path(__file__).with_name("docs.html").read_bytes()
+        for path, kind, body in (("/openapi.json", JSON, made), ("/docs", "text/html; charset=utf-8", page)):
+            self._routes.add("GET", path, Route(_fixed(kind, body)))
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.path_safe
