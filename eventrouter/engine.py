@@ -185,6 +185,12 @@ class Engine:
             )
         return outcome
 
+    def has(self, name: str) -> bool:
+        return name in self.lanes
+
+    async def call(self, name: str, event: Event) -> Outcome:
+        return await self.invoke(self.lanes[name], None, event, NOTHING)
+
     async def _keep(self, lane: Lane, note: Note) -> None:
         try:
             await self.journal.put(note.key, note.value, ttl=note.ttl)

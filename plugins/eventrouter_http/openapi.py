@@ -14,7 +14,8 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from eventrouter import Binding, Response
-from eventrouter_http import HttpTrigger
+from eventrouter_http import HttpConfig, HttpTrigger
+from eventrouter_http.auth import Authorizer, Jwt
 
 _EMPTY = inspect.Parameter.empty
 _ANY = ("get", "post", "put", "patch", "delete")
@@ -28,7 +29,7 @@ _PROBLEM = {
 Schema = dict[str, Any]
 
 
-def document(title: str, prefix: str, bindings: Sequence[Binding]) -> dict[str, Any]:
+def document(title: str, prefix: str, bindings: Sequence[Binding], config: HttpConfig) -> dict[str, Any]:
     """prefix: of the stage. `$default` has no path that could be told."""
     shown = [binding for binding in bindings if isinstance(binding.trigger, HttpTrigger) and binding.trigger.pattern]
     schemas = _Schemas()
@@ -40,6 +41,7 @@ def document(title: str, prefix: str, bindings: Sequence[Binding]) -> dict[str, 
     schemas.settle()
     paths: dict[str, dict[str, Any]] = {}
     taken: set[str] = set()
+    schemes = _Schemes(config)
     for binding, answer in zip(shown, answers, strict=True):
         trigger = binding.trigger
         assert isinstance(trigger, HttpTrigger)
@@ -48,9 +50,11 @@ def document(title: str, prefix: str, bindings: Sequence[Binding]) -> dict[str, 
             if method in path and trigger.method == "ANY":
                 continue  # a method's own route comes before
             id = binding.function.name
-            path[method] = {"operationId": f"{id}_{method}" if id in taken else id, **_operation(binding, answer, schemas)}
+            path[method] = {"operationId": f"{id}_{method}" if id in taken else id, **_operation(binding, answer, schemas, schemes)}
             taken.add(id)
     components: dict[str, Any] = {"schemas": {**schemas.components, "Problem": _PROBLEM}}
+    if schemes.known:
+        components["securitySchemes"] = schemes.known
     made = {"openapi": "3.1.0", "info": {"title": title, "version": "1"}, "paths": paths, "components": components}
     return {**made, "servers": [{"url": prefix}]} if prefix else made
 
@@ -95,7 +99,32 @@ def _pydantic_schema(kind: Any) -> Schema | None:
     return {"$ref": _PLACE.format(name=kind.__name__), "$defs": {**nested, kind.__name__: made}}
 
 
-def _operation(binding: Binding, answer: tuple[str, Any], schemas: _Schemas) -> dict[str, Any]:
+class _Schemes:
+    """How callers say who they are."""
+
+    def __init__(self, config: HttpConfig) -> None:
+        self.known: dict[str, Any] = {}
+        self._config = config
+
+    def of(self, trigger: HttpTrigger) -> list[dict[str, list[str]]]:
+        """The `security` of a route; empty: it is open."""
+        auth = trigger.auth_in(self._config)
+        if auth is None:
+            return []
+        scheme: dict[str, Any] = {"type": "apiKey", "in": "header", "name": "x-api-key"}
+        name: str = "api-key"
+        if isinstance(auth, Jwt):
+            name, scheme = "jwt", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": f"A token of {auth.issuer}"}
+        elif isinstance(auth, Authorizer):
+            name = re.sub(r"[^\w.-]", "_", auth.function)
+            place, _, header = (auth.identity or ("$request.header.Authorization",))[0].removeprefix("$request.").partition(".")
+            scheme |= {"in": "query" if place == "querystring" else "header", "name": header}
+        while self.known.setdefault(name, scheme) != scheme:
+            name += "_"
+        return [{name: list(auth.scopes) if isinstance(auth, Jwt) else []}]
+
+
+def _operation(binding: Binding, answer: tuple[str, Any], schemas: _Schemas, schemes: _Schemes) -> dict[str, Any]:
     function, trigger = binding.function, binding.trigger
     assert isinstance(trigger, HttpTrigger)
     made: dict[str, Any] = {}
@@ -114,6 +143,8 @@ def _operation(binding: Binding, answer: tuple[str, Any], schemas: _Schemas) -> 
     bodies = [p for kind, p in takes.values() if kind == "payload"]
     if bodies:
         made["requestBody"] = {"required": True, "content": _content(bodies[0].annotation, schemas)}
+    if security := schemes.of(trigger):
+        made["security"] = security
     made["responses"] = _responses(binding, answer, schemas, bool(takes))
     return made
 

@@ -16,6 +16,7 @@ from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
 from eventrouter_http.answers import JSON, NONE, from_lambda, from_typed, problem
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
 from eventrouter_http.cors import Cors
+from eventrouter_http.guards import Guard, Guards
 from eventrouter_http.openapi import document
 from eventrouter_http.routes import Routes
 from eventrouter_http.streams import MORE, Stream
@@ -69,8 +70,9 @@ class HttpSource(Source[HttpConfig]):
         self._runner, self._site = runner, site
         address = runner.addresses[0]
         self.url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{address[1]}"
-        if self.router.bindings and not is_loopback(host):
-            routes = ", ".join(str(binding.trigger) for binding in self.router.bindings)
+        triggers = [binding.trigger for binding in self.router.bindings if isinstance(binding.trigger, HttpTrigger)]
+        routes = ", ".join(str(trigger) for trigger in triggers if trigger.auth_in(self.config) is None)
+        if routes and not is_loopback(host):
             self.router.log.warning("anyone who reaches %s can call %s", self.url, routes, extra={"action": "http.open"})
 
     async def stop(self) -> None:
@@ -109,10 +111,13 @@ class HttpSource(Source[HttpConfig]):
     # Routes
 
     def _add_routes(self) -> None:
+        guards = Guards(self.config, self.router)
         for binding in self.router.bindings:
             trigger = binding.trigger
             assert isinstance(trigger, HttpTrigger)
-            handle = self._journalled(binding) if trigger.mode == "event" else self._answered(binding)
+            auth = trigger.auth_in(self.config)
+            guard = guards.of(auth, trigger) if auth is not None else None
+            handle = self._journalled(binding, guard) if trigger.mode == "event" else self._answered(binding, guard)
             cors = self.config.cors if trigger.cors is None else trigger.cors or None
             route = Route(self._cross_origin(handle, cors), cors)
             self._has_cors = self._has_cors or cors is not None
@@ -131,7 +136,7 @@ class HttpSource(Source[HttpConfig]):
 
     def _document(self) -> None:
         """`/openapi.json` and `/docs`, unless the app has routes of its own there."""
-        made = msgspec.json.encode(document(self.router.base.name, self._prefix, self.router.bindings))
+        made = msgspec.json.encode(document(self.router.base.name, self._prefix, self.router.bindings, self.config))
         page = Path(__file__).with_name("docs.html").read_bytes()
         for path, kind, body in (("/openapi.json", JSON, made), ("/docs", "text/html; charset=utf-8", page)):
             self._routes.add("GET", path, Route(_fixed(kind, body)))
@@ -217,11 +222,26 @@ class HttpSource(Source[HttpConfig]):
 
         return handle
 
-    def _answered(self, binding: Binding) -> Handle:
+    async def _admitted(self, request: web.BaseRequest, captures: Mapping[str, str], guard: Guard) -> Event | web.Response:
+        """The request as an event, or why there is none; its body is not read for somebody who may not call."""
+        event = self._event(request, b"")
+        found = await guard(event, captures)
+        if isinstance(found, web.Response):
+            return found
+        event.data = await read_body(request, self.config)
+        event.attributes = {**event.attributes, "authorizer": found}
+        return event
+
+    def _answered(self, binding: Binding, guard: Guard | None) -> Handle:
         run = self.router.request
 
         async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.StreamResponse:
-            event = self._event(request, await read_body(request, self.config))
+            if guard is None:
+                event: Event | web.Response = self._event(request, await read_body(request, self.config))
+            else:
+                event = await self._admitted(request, captures, guard)
+            if isinstance(event, web.Response):
+                return event
             stream = Stream(request)
             try:
                 outcome = await run(binding, event, captures, stream)
@@ -233,9 +253,14 @@ class HttpSource(Source[HttpConfig]):
 
         return handle
 
-    def _journalled(self, binding: Binding) -> Handle:
+    def _journalled(self, binding: Binding, guard: Guard | None) -> Handle:
         async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
-            event = self._event(request, await read_body(request, self.config))
+            if guard is None:
+                event: Event | web.Response = self._event(request, await read_body(request, self.config))
+            else:
+                event = await self._admitted(request, captures, guard)
+            if isinstance(event, web.Response):
+                return event
             try:
                 self.router.check(binding, event, captures)
                 await self.router.deliver_to(binding, event)

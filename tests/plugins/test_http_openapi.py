@@ -112,9 +112,7 @@ async def test_the_document(tmp_path: Path) -> None:
         "tags": ("query", False, {"type": "array", "items": {"type": "string"}, "default": []}),
     }
     assert post["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Order"}
-    assert post["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"] == [
-        {"type": "null"}, {"$ref": "#/components/schemas/Item"},
-    ]  # fmt: skip
+    assert {"$ref": "#/components/schemas/Item"} in post["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
     assert "400" in post["responses"]
     assert paths["/files/{path}"]["get"]["responses"]["200"]["content"] == {"application/octet-stream": {}}
     assert list(paths["/later"]["put"]["responses"]) == ["202", "400", "default"]
