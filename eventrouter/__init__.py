@@ -11,9 +11,9 @@ from eventrouter.functions import Idempotent, on, on_start, on_stop
 from eventrouter.hookspecs import Finding, Plugin, hookimpl
 from eventrouter.invoking import call_from_thread, invoke
 from eventrouter.journal.protocol import Received
-from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
+from eventrouter.model import Context, Event, Failed, HttpRequest, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
 from eventrouter.retry import exponential, fixed, lambda_
-from eventrouter.sources import Binding, Health, Queue, Router, Source
+from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
 from eventrouter.wildcards import Wildcards
 
 __version__ = "0.1.0"
@@ -25,11 +25,13 @@ __all__ = [
     "Clock",
     "Context",
     "Depends",
+    "Endpoint",
     "Event",
     "EventRouterError",
     "Failed",
     "Finding",
     "Health",
+    "HttpRequest",
     "Idempotent",
     "Interrupted",
     "Message",

@@ -79,7 +79,9 @@ class App:
             overrides[name] = dict(table)
             if "on" in table:
                 overrides[name]["on"] = [self._trigger(entry, f"[functions.{name}]") for entry in _list(table["on"])]
-        collected = collect(self.modules, overrides)
+        plugins = [plugin for plugin in self.plugins.by_name.values() if plugin.handlers is not None]
+        theirs = [handler for plugin in plugins for handler in plugin.handlers(self.config.plugins.get(plugin.name))]  # type: ignore[misc]
+        collected = collect(self.modules, overrides, theirs)
         if not collected.functions:
             names = ", ".join(getattr(module, "__file__", None) or module.__name__ for module in self.modules)
             raise ConfigError(f"no handlers in {names}; mark a function with @on(...)")

@@ -129,7 +129,7 @@ class Operations:
                 raise ConfigError(f"send {source}: no function has a trigger of {source}, so the source is not running")
             raise ConfigError(f"send: no source takes events under the name {source!r}{suggest(source, offering)}")
         send: Any = getattr(offering[source], "send")  # noqa: B009 - not every source has it
-        args, kwargs = _arguments(source, send, arguments, options, Path(folder))
+        args, kwargs = arguments_for(send, f"send {source}", arguments, options, Path(folder))
         return await send(*args, **kwargs)
 
     async def letter(self, id: str) -> dict[str, Any] | None:
@@ -179,21 +179,21 @@ def _report(request: str, milliseconds: float) -> str:
     )
 
 
-def _arguments(
-    source: str, send: Any, given: Sequence[str], options: Mapping[str, list[str]], folder: Path
+def arguments_for(
+    function: Any, command: str, given: Sequence[str], options: Mapping[str, list[str]], folder: Path
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Convert command-line text to what `Source.send` declares. Raises ConfigError with the usage."""
-    hints = typing.get_type_hints(send)
-    parameters = inspect.signature(send).parameters
+    """Convert command-line text to what `Source.send` or `Plugin.sample` declares. Raises ConfigError with the usage of `command`."""
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters
     positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     keyword = {p.name: p for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
     words = [p.name.upper() if p.default is p.empty else f"[{p.name.upper()}]" for p in positional]
-    usage = " ".join(["usage: eventrouter send", source, *words, *(f"[--{name} ...]" for name in keyword)])
+    usage = " ".join(["usage: eventrouter", command, *words, *(f"[--{name} ...]" for name in keyword)])
     if not sum(p.default is p.empty for p in positional) <= len(given) <= len(positional):
         raise ConfigError(usage)
     for name in options:
         if name not in keyword:
-            raise ConfigError(f"send {source}: no option --{name}{suggest(name, keyword)}; {usage}")
+            raise ConfigError(f"{command}: no option --{name}{suggest(name, keyword)}; {usage}")
 
     def convert(name: str, values: list[str]) -> Any:
         kind = hints[name]
@@ -203,7 +203,7 @@ def _arguments(
         try:
             return msgspec.convert(values if many else values[-1], kind, strict=False)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"send {source}: {name.upper()} {values[-1]!r}: {explain(error)[1]}; {usage}") from None
+            raise ConfigError(f"{command}: {name.upper()} {values[-1]!r}: {explain(error)[1]}; {usage}") from None
 
     args = [convert(p.name, [text]) for p, text in zip(positional, given, strict=False)]
     return args, {name: convert(name, values) for name, values in options.items()}

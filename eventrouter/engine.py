@@ -74,6 +74,7 @@ class Engine:
             lane.suspended = partial(self._start_worker, lane)
         self.intake = Intake(self.lanes, journal, clock, self._queue_opened)
         self.deliver, self.deliver_to, self.accept_for = self.intake.deliver, self.intake.deliver_to, self.intake.accept_for
+        self.forward = self.intake.forward
         self._settlement = Settlement(journal, clock, self.intake)
 
     def _queue_opened(self, lane: Lane) -> None:

@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, Unpack
@@ -178,7 +179,7 @@ class Function:
     """A named handler with its triggers and its policy.
 
     place: `file:line` of the handler. binders: per trigger, how an event becomes arguments.
-    is_lambda: whether the handler is a plain `(event, context)` Lambda function.
+    ordered: whether its events have keys. is_lambda: whether the handler is a plain `(event, context)` Lambda function.
     """
 
     __slots__ = (
@@ -191,6 +192,7 @@ class Function:
         "isolation",
         "module",
         "name",
+        "ordered",
         "place",
         "policy",
         "triggers",
@@ -210,10 +212,11 @@ class Function:
         self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "thread")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
-        if ":" in self.name:
-            raise ConfigError(f"{self.place}: name={self.name!r}: names with ':' are those of queues; choose one without")
+        if re.match(r"\w*:", self.name):
+            raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
         self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
         self._path = self._read_order()
+        self.ordered = policy.order_by is not None or any(type(t).order_key is not Trigger.order_key for t in self.triggers)
         self._check_batch()
         self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
 
@@ -243,10 +246,10 @@ class Function:
         if self.policy.idempotent is not None:
             raise ConfigError(f"{self.place}: {self.name}: batch= and idempotent= don't go together; drop one of the two")
 
-    def order_key(self, event: Event, captures: Mapping[str, str]) -> str | None:
-        """Which order the event belongs to, by `order_by`; None: it has none."""
+    def order_key(self, event: Event, trigger: Trigger | None, captures: Mapping[str, str]) -> str | None:
+        """Which order the event belongs to, by `order_by`, else by its trigger; None: it has none."""
         if self.policy.order_by is None:
-            return None
+            return trigger.order_key(event) if trigger is not None else None
         if self._path is None:
             return captures.get(self.policy.order_by)
         return self._at(self._path, event)
@@ -274,8 +277,10 @@ class Collected(msgspec.Struct):
     stops: list[Callable[[], Any]]
 
 
-def collect(modules: Iterable[ModuleType], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Collected:
-    """Every marked function of these modules, once, in order of definition.
+def collect(
+    modules: Iterable[ModuleType], overrides: Mapping[str, Mapping[str, Any]] | None = None, more: Iterable[Callable[..., Any]] = ()
+) -> Collected:
+    """Every marked function of these modules, once, in order of definition; then `more` of them.
 
     overrides: per function name, policy keywords and `on` (more triggers) that win over the decorator's.
     Raises ConfigError for two functions of one name, a bad override, a signature that can't be bound.
@@ -283,26 +288,25 @@ def collect(modules: Iterable[ModuleType], overrides: Mapping[str, Mapping[str, 
     overrides = overrides or {}
     found = Collected({}, [], [])
     seen: set[int] = set()
-    for module in modules:
-        for value in list(vars(module).values()):
-            if not inspect.isfunction(value) or id(value) in seen:
-                continue
-            seen.add(id(value))
-            life = getattr(value, _LIFE, None)
-            if life:
-                (found.starts if life == "start" else found.stops).append(value)
-            mark: _Mark | None = getattr(value, _MARK, None)
-            if mark is None:
-                continue
-            name = mark.policy.get("name", value.__name__)
-            override = dict(overrides.get(name, {}))
-            triggers = [*mark.triggers, *override.pop("on", ())]
-            place = f"[functions.{name}]" if override else mark.place
-            function = Function(value, triggers, make_policy({**mark.policy, **override}, place))
-            twin = found.functions.get(name)
-            if twin:
-                raise ConfigError(f"two functions are named {name!r}: {twin.place} and {function.place}; give one a name=")
-            found.functions[name] = function
+    for value in chain(*(list(vars(module).values()) for module in modules), more):
+        if not inspect.isfunction(value) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        life = getattr(value, _LIFE, None)
+        if life:
+            (found.starts if life == "start" else found.stops).append(value)
+        mark: _Mark | None = getattr(value, _MARK, None)
+        if mark is None:
+            continue
+        name = mark.policy.get("name", value.__name__)
+        override = dict(overrides.get(name, {}))
+        triggers = [*mark.triggers, *override.pop("on", ())]
+        place = f"[functions.{name}]" if override else mark.place
+        function = Function(value, triggers, make_policy({**mark.policy, **override}, place))
+        twin = found.functions.get(name)
+        if twin:
+            raise ConfigError(f"two functions are named {name!r}: {twin.place} and {function.place}; give one a name=")
+        found.functions[name] = function
     for name in overrides:
         if name not in found.functions:
             raise ConfigError(f"[functions.{name}]: no such function{suggest(name, found.functions)}")

@@ -11,6 +11,7 @@ import msgspec
 from eventrouter.clock import Clock
 from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message, parse_destination
+from eventrouter.errors import ConfigError, suggest
 from eventrouter.functions import Policy
 from eventrouter.journal.protocol import Entry, Journal
 from eventrouter.lanes import Lane
@@ -76,7 +77,7 @@ class Intake:
             name = lane.name
             # Two triggers of one function that both match are still one event for it.
             if len(entries) == before or all(entry.function != name for entry in entries[before:]):
-                key = None if lane.policy.order_by is None else lane.function.order_key(event, captures)
+                key = lane.function.order_key(event, trigger, captures) if lane.function.ordered else None
                 entries.append(Entry(name, event, (trigger, captures), key))
         return len(entries) > before
 
@@ -92,7 +93,7 @@ class Intake:
         if captures is None and trigger is not None:
             captures = trigger.matches(event)
         captures, function = captures or NOTHING, self.lanes[name].function
-        return self._accept([Entry(name, event, (trigger, captures), function.order_key(event, captures))])
+        return self._accept([Entry(name, event, (trigger, captures), function.order_key(event, trigger, captures))])
 
     def _queued(self, event: Event) -> Entry:
         lane = self.queue(event.source, event.subject)
@@ -100,7 +101,7 @@ class Intake:
         if lane is None or lane.trigger is None:
             return Entry(name, event)
         captures = lane.trigger.matches(event) or NOTHING
-        return Entry(name, event, (lane.trigger, captures), lane.function.order_key(event, captures))
+        return Entry(name, event, (lane.trigger, captures), lane.function.order_key(event, lane.trigger, captures))
 
     def queue(self, source: str, subject: str) -> Lane | None:
         """The lane of a queue; None: no function takes from it."""
@@ -145,9 +146,15 @@ class Intake:
         self._journal.accept(entries).add_done_callback(accepted)
         return receipt
 
+    def forward(self, target: str, message: Message) -> asyncio.Future[int]:
+        """Journal what goes to a destination; see `Router.forward`."""
+        return self._accept(self.addressed(target, message))
+
     def addressed(self, target: str, message: Message) -> list[Entry]:
         """What is to be journalled for a message to go to a destination such as `"sqs:NAME"`."""
         to = parse_destination(target, "destination")
+        if to.scheme not in self.senders:
+            raise ConfigError(f"{target!r}: nothing can be sent to {to.scheme!r}{suggest(to.scheme, self.senders)}")
         event = self.senders[to.scheme](to.name, message)
         event.time = self._clock.time()
         entries: list[Entry] = []

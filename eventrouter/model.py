@@ -188,6 +188,10 @@ class Trigger:
         """The captured wildcards when this trigger wants the event, else None."""
         raise NotImplementedError(f"{type(self).__name__}.matches")
 
+    def order_key(self, event: Event) -> str | None:
+        """Events that are equal here run one after another, in their order; a function's `order_by` goes first. None: in any order."""
+        return None
+
     def query(self, event: Event) -> Mapping[str, Sequence[str]] | None:
         """Query parameters, all values of each, for handler parameters with defaults; None: it has none."""
         return None
@@ -250,6 +254,24 @@ class Response(msgspec.Struct, frozen=True):
     body: Any = None
     status: int = 200
     headers: Mapping[str, str] = {}
+
+
+class HttpRequest(msgspec.Struct, frozen=True):
+    """What an `Endpoint` of a source is asked. path: decoded. parameters: of the path's wildcards. query: as it came.
+    headers: in their order, names as they came. remote: the client's address."""
+
+    method: str
+    path: str
+    parameters: Mapping[str, str]
+    query: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+    remote: str
+
+    def header(self, name: str) -> str | None:
+        """The first header of that name, in any case."""
+        wanted = name.lower()
+        return next((value for key, value in self.headers if key.lower() == wanted), None)
 
 
 # What became of one attempt.

@@ -13,10 +13,11 @@ import msgspec
 
 from eventrouter.clock import Clock
 from eventrouter.crashpoints import crash_point
+from eventrouter.destinations import Message
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Journal, Received
-from eventrouter.model import NOTHING, Event, Outcome, Trigger
+from eventrouter.model import NOTHING, Event, HttpRequest, Outcome, Response, Trigger
 
 log = logging.getLogger("eventrouter.sources")
 _RESTART_AFTER = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -43,12 +44,22 @@ class Queue(msgspec.Struct, frozen=True):
     dlq: str | None = None
 
 
+class Endpoint(NamedTuple):
+    """An HTTP endpoint of a source's own, on the router's port. method: "ANY" too. path: `/hooks/{name}`, `/files/{rest+}`."""
+
+    method: str
+    path: str
+    answer: Callable[[HttpRequest], Awaitable[Response]]
+
+
 class Intake(Protocol):
     """The engine, as sources see it."""
 
     def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]: ...
 
     def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]: ...
+
+    def forward(self, target: str, message: Message) -> asyncio.Future[int]: ...
 
     def request(self, binding: Binding, event: Event, captures: Mapping[str, str]) -> Awaitable[Outcome]: ...
 
@@ -106,6 +117,13 @@ class Router:
         """As `deliver`, for a source that has picked the function itself. Check the payload first."""
         return self._intake.deliver_to(binding, event)
 
+    def forward(self, target: str, message: Message) -> asyncio.Future[int]:
+        """Journal what goes to a destination such as `"sqs:NAME"`; a receipt as of `deliver`.
+
+        Raises ConfigError when `target` is no destination, or nothing can be sent there.
+        """
+        return self._intake.forward(target, message)
+
     def check(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING) -> None:
         """Raise InvalidPayload when the function's handler can't be given this event."""
         binding.function.binders[binding.trigger].check(event, captures)
@@ -117,6 +135,12 @@ class Router:
         `Failed(error_type="InvalidPayload")`.
         """
         return self._intake.request(binding, event, captures)
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The HTTP endpoints of all sources, for the source that listens."""
+        assert self._health is not None
+        return [endpoint for source in self._health.sources.values() for endpoint in source.endpoints()]
 
     @property
     def fault(self) -> str:
@@ -196,6 +220,10 @@ class Source(Generic[ConfigT]):
         """Live until cancelled. An exception is logged and `run` is called again after a growing pause."""
         self.router.live()
         await asyncio.get_running_loop().create_future()
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """HTTP endpoints of its own (webhooks, say), served on the router's port from start to stop."""
+        return ()
 
     async def stop(self) -> None:
         """Take no more events. What was accepted is still acknowledged; requests under way still get answers."""

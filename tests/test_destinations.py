@@ -150,7 +150,7 @@ def test_a_destination_that_is_none_is_refused_at_load(tmp_path: Path, target: s
 def test_names_of_queues_are_no_names_of_functions() -> None:
     async def handler(payload: int) -> None: ...
 
-    with pytest.raises(ConfigError, match="names with ':'"):
+    with pytest.raises(ConfigError, match="without ':'"):
         Function(handler, [], Policy(name="sqs:x"))
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from eventrouter import EventRouterError, Plugin, Source, on
+from eventrouter import Event, EventRouterError, Message, Plugin, Source, fixed, on
 from eventrouter.clock import ManualClock
-from eventrouter.errors import NotRunning
+from eventrouter.errors import ConfigError, NotRunning
 from eventrouter.plugins import Plugins
-from support import advance, local, make_app, until
+from support import LOCAL, LocalConfig, LocalTrigger, advance, local, make_app, put, until
 
 
 class Fickle(Source[None]):
@@ -187,3 +189,60 @@ async def test_a_source_has_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_clients_outside_a_router_say_so() -> None:
     with pytest.raises(NotRunning, match="fickle: no router is running here; call this inside a handler"):
         Fickle.current()
+
+
+class Bell(LocalTrigger):
+    """Events of one subject come in their order."""
+
+    def order_key(self, event: Event) -> str:
+        return event.subject
+
+
+async def test_a_trigger_may_order_its_events(tmp_path: Path) -> None:
+    got: list[Any] = []
+    failed = False
+
+    @on(Bell("{which}"), backoff=fixed(0))
+    async def ring(payload: int, which: str) -> None:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise OSError("once")
+        got.append((which, payload))
+
+    async with make_app(tmp_path, ring) as app:
+        await asyncio.gather(*(put(app, "a", n) for n in range(5)))
+        await until(lambda: len(got) == 5)
+    assert got == [("a", n) for n in range(5)]
+
+
+async def test_a_plugin_may_bring_handlers(tmp_path: Path) -> None:
+    got: list[Any] = []
+
+    def handlers(config: LocalConfig) -> list[Callable[..., Any]]:
+        @on(local("a"), name=f"to {config.greeting} -> http://x")
+        async def deliver(payload: int) -> None:
+            got.append(payload)
+
+        return [deliver]
+
+    plugins = Plugins([msgspec.structs.replace(LOCAL, handlers=handlers)])
+    async with make_app(tmp_path, toml='[local]\ngreeting = "ann"\n', plugins=plugins) as app:
+        assert list(app.functions) == ["to ann -> http://x"]
+        await put(app, "a", 7)
+        await until(lambda: got == [7])
+
+
+async def test_a_source_may_send_to_a_destination(tmp_path: Path) -> None:
+    got: list[Any] = []
+
+    @on(local("a"))
+    async def handler(payload: dict[str, int]) -> None:
+        got.append(payload)
+
+    async with make_app(tmp_path, handler) as app:
+        router = app.sources["local"].router
+        assert await router.forward("lambda:handler", Message(b'{"n": 1}', {})) == 1
+        await until(lambda: got == [{"n": 1}])
+        with pytest.raises(ConfigError, match="nothing can be sent to 'nowhere'"):
+            router.forward("nowhere:x", Message(b"", {}))

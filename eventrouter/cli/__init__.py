@@ -16,6 +16,7 @@ _COMMANDS = {
     "show": ("functions", "One function: what starts it and how its events are treated."),
     "invoke": ("functions", "Run a function with a payload and print its result."),
     "send": ("events", "Put a real event in through a source of the running router."),
+    "sample": ("events", "Print the AWS-shaped JSON that a source gives Lambda functions."),
     "event": ("events", "Where an event is and what became of it."),
     "dlq": ("dlq", "Dead letters: list, show, redrive, purge."),
     "doctor": ("doctor", "What this machine can enforce, which plugins loaded, what is wrong."),

@@ -1,4 +1,4 @@
-"""`send` and `event`."""
+"""`send`, `sample` and `event`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options
-from eventrouter.errors import ConfigError
+from eventrouter.control import arguments_for
+from eventrouter.errors import ConfigError, suggest
+from eventrouter.plugins import load_plugins
 
 
 @click.command("send", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
@@ -24,12 +26,30 @@ def send_command(source: str, arguments: tuple[str, ...], config: Path | None, d
     eventrouter send sqs QUEUE BODY [--attribute K=V]
     eventrouter send http "POST /path" [BODY]
     """
-    words, options = _split(source, arguments)
+    words, options = _split(f"send {source}", arguments)
     answer = Place(config, data).ask("send", source=source, arguments=words, options=options, folder=str(Path.cwd()))
     click.echo(dump(answer))
 
 
-def _split(source: str, arguments: tuple[str, ...]) -> tuple[list[str], dict[str, list[str]]]:
+@click.command("sample", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
+@click.argument("source")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def sample_command(source: str, arguments: tuple[str, ...]) -> None:
+    """Print the JSON that a Lambda function gets from a source: for a test, or for `eventrouter invoke FUNCTION -`.
+
+    \b
+    eventrouter sample s3
+    eventrouter sample sns | eventrouter invoke FUNCTION -
+    """
+    samples = {name: plugin.sample for name, plugin in load_plugins().by_name.items() if plugin.sample is not None}
+    if source not in samples:
+        raise ConfigError(f"sample: no source is named {source!r}{suggest(source, samples)}; there are {', '.join(sorted(samples))}")
+    words, options = _split(f"sample {source}", arguments)
+    args, kwargs = arguments_for(samples[source], f"sample {source}", words, options, Path.cwd())
+    click.echo(dump(samples[source](*args, **kwargs)))
+
+
+def _split(command: str, arguments: tuple[str, ...]) -> tuple[list[str], dict[str, list[str]]]:
     """Which options there are is the source's to say, so they are only told from the words here."""
     words: list[str] = []
     options: dict[str, list[str]] = {}
@@ -45,7 +65,7 @@ def _split(source: str, arguments: tuple[str, ...]) -> tuple[list[str], dict[str
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not rest:
-                raise ConfigError(f"send {source}: --{name} needs a value")
+                raise ConfigError(f"{command}: --{name} needs a value")
             value = rest.pop(0)
         options.setdefault(name.replace("-", "_"), []).append(value)
     return words, options

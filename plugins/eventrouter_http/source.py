@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 from aiohttp import ClientSession, web
 
-from eventrouter import Binding, Event, Failed, Outcome, Response, Router, Source, Succeeded, TimedOut
+from eventrouter import Binding, Endpoint, Event, Failed, HttpRequest, Outcome, Response, Router, Source, Succeeded, TimedOut
 from eventrouter.errors import EventRouterError, InvalidPayload, JournalError, Throttled
 from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
 
 _JSON = "application/json"
+Handle = Callable[[web.Request], Awaitable[web.Response]]
 _LAST_ANSWERS = 5.0  # seconds for answers on their way, once no handler runs
 _FAULTS = {
     400: "Bad Request",
@@ -83,15 +84,18 @@ class HttpSource(Source[HttpConfig]):
         add = application.router.add_route
         add("GET", "/healthz", self._healthz)
         add("GET", "/readyz", self._readyz)
-        default: Callable[[web.Request], Awaitable[web.StreamResponse]] = self._miss
-        for binding in sorted(self.router.bindings, key=_precedence):
+        default: Handle = self._miss
+        routes = [(endpoint.method, endpoint.path, self._served(endpoint)) for endpoint in self.router.endpoints]
+        for binding in self.router.bindings:
             trigger = binding.trigger
             assert isinstance(trigger, HttpTrigger)
             handle = self._journalled(binding) if trigger.mode == "event" else self._answered(binding)
             if trigger.pattern:
-                add("*" if trigger.method == "ANY" else trigger.method, trigger.pattern.replace("+}", ":.+}"), handle)
+                routes.append((trigger.method, trigger.pattern, handle))
             else:
                 default = handle
+        for method, pattern, handle in sorted(routes, key=lambda route: _precedence(route[0], route[1])):
+            add("*" if method == "ANY" else method, pattern.replace("+}", ":.+}"), handle)
         add("*", "/{tail:.*}", default)
         return application
 
@@ -110,7 +114,27 @@ class HttpSource(Source[HttpConfig]):
             return problem(405, f"{request.path} answers {', '.join(sorted(allowed))}", Allow=", ".join(sorted(allowed)))
         return problem(404, f"no function answers {request.method} {request.path}")
 
-    def _answered(self, binding: Binding) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _served(self, endpoint: Endpoint) -> Handle:
+        """An endpoint of another source's."""
+
+        async def handle(request: web.Request) -> web.Response:
+            try:
+                body = await request.read()
+            except web.HTTPRequestEntityTooLarge:
+                return self._too_large()
+            url, headers = request.rel_url, tuple(request.headers.items())
+            asked = HttpRequest(
+                request.method, url.path, dict(request.match_info), url.raw_query_string, headers, body, request.remote or ""
+            )
+            try:
+                return _from_typed(await endpoint.answer(asked))
+            except Exception:
+                self.router.log.exception("%s %s failed", endpoint.method, endpoint.path, extra={"action": "http.endpoint"})
+                return problem(500, "the router could not answer")
+
+        return handle
+
+    def _answered(self, binding: Binding) -> Handle:
         run, clock, trigger = self.router.request, self.router.clock, binding.trigger
 
         async def handle(request: web.Request) -> web.Response:
@@ -125,7 +149,7 @@ class HttpSource(Source[HttpConfig]):
 
         return handle
 
-    def _journalled(self, binding: Binding) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def _journalled(self, binding: Binding) -> Handle:
         async def handle(request: web.Request) -> web.Response:
             try:
                 event = await _event(request, self.router.clock.time())
@@ -193,15 +217,13 @@ async def _event(request: web.Request, now: float) -> Event:
 _PARTLY = re.compile(r"[^{]\{|\}[^}]")
 
 
-def _precedence(binding: Binding) -> tuple[list[tuple[int, str]], bool]:
+def _precedence(method: str, pattern: str) -> tuple[list[tuple[int, str]], bool]:
     """aiohttp tries literal paths first, then wildcards in the order they were added."""
-    trigger = binding.trigger
-    assert isinstance(trigger, HttpTrigger)
     ranks = [
         (0, segment) if "{" not in segment else (3 if "+}" in segment else 1 if _PARTLY.search(segment) else 2, "")
-        for segment in trigger.pattern.split("/")
+        for segment in pattern.split("/")
     ]
-    return ranks, trigger.method == "ANY"
+    return ranks, method == "ANY"
 
 
 def problem(status: int, detail: str, **headers: str) -> web.Response:

@@ -13,14 +13,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientConnectionError, ClientSession
 
-from eventrouter import App, Event, Response, on
+from eventrouter import App, Endpoint, Event, HttpRequest, Plugin, Response, Source, on
 from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError
 from eventrouter.plugins import Plugins
-from eventrouter_http import eventrouter_plugin, http
+from eventrouter_http import HttpTrigger, eventrouter_plugin, http
 from eventrouter_http.source import HttpSource
+from source_contract import Outside, SourceContract
 from support import LOCAL, LocalSource, local, make_app, put, until
 
 
@@ -65,6 +66,34 @@ class Client:
 async def serving(folder: Path, *handlers: Callable[..., Any], toml: str = "") -> AsyncIterator[Client]:
     async with app_of(folder, *handlers, toml=toml) as app, ClientSession() as session:
         yield Client(session, app)
+
+
+class Caller(Outside):
+    """A client of an event-mode route, which has no ids."""
+
+    source = "http"
+    toml = "[http]\nport = 0\n"
+
+    def plugins(self) -> Plugins:
+        return Plugins([eventrouter_plugin()])
+
+    def trigger(self) -> HttpTrigger:
+        return http("POST /items", mode="event")
+
+    async def put(self, app: App, n: int, body: bytes | None = None) -> bool:
+        async with ClientSession() as session:
+            try:
+                answer = await Client(session, app)("POST /items", {"n": n} if body is None else body)
+            except ClientConnectionError:
+                return False
+        assert answer.status in (202, 400, 503)
+        return answer.status == 202
+
+
+class TestHttpIsASource(SourceContract):
+    @pytest.fixture
+    def outside(self) -> Caller:
+        return Caller()
 
 
 async def test_typed_answers(tmp_path: Path) -> None:
@@ -498,3 +527,35 @@ async def test_put_still_works_beside_it(tmp_path: Path) -> None:
         await put(ask.app, "a", 1)
         await until(lambda: got)
         assert (await ask("GET /a")).status == 204
+
+
+class Greeter(Source[None]):
+    """Has an HTTP endpoint of its own."""
+
+    name = "greeter"
+
+    def endpoints(self) -> list[Endpoint]:
+        return [Endpoint("POST", "/greet/{whom}", self.greet), Endpoint("GET", "/broken", self.broken)]
+
+    async def greet(self, request: HttpRequest) -> Response:
+        return Response([request.parameters["whom"], request.query, request.header("X-Tone"), request.body.decode()], 201)
+
+    async def broken(self, request: HttpRequest) -> Response:
+        raise OSError("secret")
+
+
+async def test_endpoints_of_other_sources_are_served(tmp_path: Path) -> None:
+    @on(http("POST /greet/{other+}"))
+    async def function() -> str:
+        return "function"
+
+    greeter = Plugin(name="greeter", source="plugins.test_http:Greeter", always=True)
+    plugins = Plugins([LOCAL, eventrouter_plugin(), greeter])
+    async with make_app(tmp_path, function, toml="[http]\nport = 0\n", plugins=plugins) as app, ClientSession() as session:
+        client = Client(session, app)
+        answer = await client("POST /greet/ann%20b?loud=1", b"hi", {"x-tone": "soft"})
+        assert (answer.status, answer.json) == (201, ["ann b", "loud=1", "soft", "hi"])
+        assert (await client("POST /greet/ann/lee")).body == b"function"
+        answer = await client("GET /broken")
+        assert answer.status == 500
+        assert b"secret" not in answer.body
