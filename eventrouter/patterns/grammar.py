@@ -27,12 +27,12 @@ from eventrouter.patterns.values import (
 COMBINATIONS: Final = 1000  # of "$or" branches, as many as EventBridge takes
 OR: Final = "$or"
 # "$or" with one of these inside is a field of that name, as it was before there was an "$or".
-RESERVED: Final = frozenset(
-    ("exactly", "equals-ignore-case", "prefix", "suffix", "anything-but", "exists", "wildcard", "numeric", "cidr")
-    + ("=", "<", "<=", ">", ">=", "regex", "not-wildcard", "not-equals-ignore-case")
-    + ("date-after", "date-on-or-after", "date-before", "date-on-or-before", "in-date-range")
-    + ("ip-address-in-range", "ip-address-not-in-range")
-)
+RESERVED: Final = frozenset((
+    "exactly", "equals-ignore-case", "prefix", "suffix", "anything-but", "exists", "wildcard", "numeric", "cidr",
+    "=", "<", "<=", ">", ">=", "regex", "not-wildcard", "not-equals-ignore-case",
+    "date-after", "date-on-or-after", "date-before", "date-on-or-before", "in-date-range",
+    "ip-address-in-range", "ip-address-not-in-range",
+))  # fmt: skip
 _NO_JOIN: Final = '"$or" joins two or more objects, none of whose fields is named like an operator, or else it is a field itself'
 
 Fields = dict[str, Leaf]
