@@ -28,6 +28,7 @@ _MARK = "__eventrouter_on__"
 _LIFE = "__eventrouter_life__"
 
 Isolation = Literal["inline", "thread"]
+RecursiveLoop = Literal["terminate", "allow"]
 
 
 class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +66,7 @@ class PolicyKeywords(TypedDict, total=False):
     batch: Batch
     idempotent: Idempotent
     isolation: Isolation
+    recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
 
@@ -82,6 +84,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     order_by: a wildcard's name, or a JSON path of the payload: events that are equal there run one after another.
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
+    recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
+        dead letter of it.
     env: what `context.env` holds.
     """
 
@@ -99,6 +103,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch: Batch | None = None
     idempotent: Idempotent | None = None
     isolation: Isolation | None = None
+    recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
 
