@@ -152,9 +152,10 @@ class App:
         if config.url not in known:
             raise ConfigError(f"[journal] url: {config.url!r} is no journal{suggest(config.url, known)}")
         dedupe, history = seconds(config.dedupe, "[journal] dedupe"), seconds(config.history, "[journal] history")
+        archive = seconds(config.archive, "[journal] archive")
         rows, size = backlog(config.max_backlog)
         limits = Limits(rows, size, byte_size(config.min_free, "[journal] min_free"))
-        return SqliteJournal(known[config.url], clock=self.clock, dedupe=dedupe, history=history, limits=limits)
+        return SqliteJournal(known[config.url], clock=self.clock, dedupe=dedupe, history=history, archive=archive, limits=limits)
 
     # Life
 

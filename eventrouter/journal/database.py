@@ -12,12 +12,12 @@ from types import EllipsisType
 from typing import Any, Final
 
 import apsw
-import msgspec
 
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
+from eventrouter.journal.archive import Archive
 from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Received, Whereabouts
-from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, claim_seq, make
+from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, claim_seq, make, readable
 from eventrouter.model import Event
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
@@ -132,13 +132,15 @@ _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM
 class Database:
     """path: None is in memory. dedupe, history: seconds that seen ids and done rows are kept.
 
+    archive: of what was accepted, for so many seconds.
     live: how many rows wait or run. taken: those without a key that wait by the file, and run.
     """
 
-    def __init__(self, path: Path | None, dedupe: float, history: float) -> None:
+    def __init__(self, path: Path | None, dedupe: float, history: float, archive: float = 0) -> None:
         self._path = path
         self.dedupe = dedupe
         self._history = history
+        self.archive = Archive(archive)
         self.live = 0
         self.taken: set[int] = set()
         self._put_back: set[int] = set()  # into it, if this transaction fails
@@ -161,6 +163,7 @@ class Database:
         self._execute = self._connection.execute
         try:
             self._check(look)
+            self.archive.open(self._connection)
             return self._recover(now, running)
         except apsw.Error as error:
             self._connection.close()
@@ -393,7 +396,7 @@ class Database:
             if len(claims) == limit or (claims and len(packed) > room):
                 break
             room -= len(packed)
-            claim = RowClaim(seq, function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths)
+            claim = RowClaim(seq, function, readable(packed), attempts, accepted + born, len(packed), None, key, deaths)
             claims.append(claim)
             after = due, seq
             if key is None:
@@ -421,7 +424,7 @@ class Database:
                     break
                 room -= len(packed)
                 marked.append(seq)
-                claims.append(RowClaim(seq, head.function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
+                claims.append(RowClaim(seq, head.function, readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
         self._run(_TAKE, 1, marked)
 
     # Queues
@@ -437,7 +440,7 @@ class Database:
                 break
             if seq in self.taken:
                 continue
-            event = _readable(packed)
+            event = readable(packed)
             if attempts >= most or now - accepted > keep:
                 spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths))
             else:
@@ -463,7 +466,7 @@ class Database:
     def letters(self, query: LetterQuery, after: int, limit: int) -> list[Letter]:
         found = self._rows(_LETTERS, (after, query.function, query.error, query.since, limit))
         return [
-            Letter(claim_id(seq), function, reason, error_type, error_message, attempts, died_at, _readable(packed))
+            Letter(claim_id(seq), function, reason, error_type, error_message, attempts, died_at, readable(packed))
             for seq, function, reason, error_type, error_message, attempts, died_at, packed in found
         ]
 
@@ -489,7 +492,7 @@ class Database:
         if end is None:
             return [], None
         rows = self._rows(_FIND + "seq > ? AND seq <= ? AND instr(event, ?)", (after, end, event_id.encode()))
-        return self._whereabouts([row for row in rows if _readable(row[6]).id == event_id], now), end
+        return self._whereabouts([row for row in rows if readable(row[6]).id == event_id], now), end
 
     def _whereabouts(self, rows: list[Any], now: float) -> list[Whereabouts]:
         return [
@@ -544,11 +547,3 @@ def _size(path: str | Path) -> int:
         return Path(path).stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _readable(packed: bytes) -> Event:
-    """The event; one of source "journal" where it can't be read."""
-    try:
-        return Event.unpack(packed)
-    except msgspec.DecodeError:
-        return Event("journal", "journal.unreadable", "", packed, "application/octet-stream")

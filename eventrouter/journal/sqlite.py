@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
 from eventrouter.journal.database import Database, RowClaim
-from eventrouter.journal.protocol import Claim, Entry, Letter, LetterQuery, Note, Received, Whereabouts
+from eventrouter.journal.protocol import Archived, Claim, Entry, Letter, LetterQuery, Note, Received, Whereabouts
 from eventrouter.journal.running import Running
 from eventrouter.journal.schema import claim_seq
 from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
@@ -34,18 +34,26 @@ _RELEASE: Final = Release()
 class SqliteJournal:
     """path: the file, made if missing; None is in memory. dedupe: seconds in which a repeated event id runs once.
 
-    history: seconds that `find` knows of what is done; 0 keeps nothing. limits: when to accept no more.
+    history: seconds that `find` knows of what is done, archive: that `archived` has what was accepted; 0 keeps nothing.
+    limits: when to accept no more.
     """
 
     def __init__(
-        self, path: Path | None, *, clock: Clock, dedupe: float = 86_400, history: float = 0, limits: Limits | None = None
+        self,
+        path: Path | None,
+        *,
+        clock: Clock,
+        dedupe: float = 86_400,
+        history: float = 0,
+        archive: float = 0,
+        limits: Limits | None = None,
     ) -> None:
         self.fault = ""
         self._clock = clock
         self._path = path
         self._limits = limits or Limits()
         self._pressure = ""
-        self._database = Database(path, dedupe, history)
+        self._database = Database(path, dedupe, history, archive)
         self._writer: Writer | None = None
         self._put: Callable[[Operation], None] = _closed
         self._seq = 0
@@ -226,6 +234,13 @@ class SqliteJournal:
             some, after = await self._ask(partial(Database.find_event, event_id=event_id, after=after, now=now))
             found += some
         return found
+
+    async def archived(self, function: str, since: float, until: float, after: Archived | None = None, limit: int = 1000) -> list[Archived]:
+        now = self._clock.time()
+        return await self._ask(lambda database: database.archive.read(function, since, until, after, limit, now))
+
+    async def archived_functions(self) -> list[str]:
+        return await self._ask(lambda database: database.archive.functions())
 
     async def depth(self) -> dict[str, dict[str, int]]:
         waiting, dead = await self._ask(Database.depth)
