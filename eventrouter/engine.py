@@ -25,6 +25,7 @@ from eventrouter.model import (
     Event,
     Failed,
     Interrupted,
+    Notice,
     Outcome,
     Release,
     RetryAt,
@@ -32,6 +33,7 @@ from eventrouter.model import (
     TimedOut,
     Trigger,
 )  # fmt: skip
+from eventrouter.notices import Notices
 from eventrouter.runtimes.deadline import Slot
 from eventrouter.runtimes.watchdog import Watchdog
 from eventrouter.settlement import Settlement
@@ -42,6 +44,7 @@ _WINDOW = 16_384  # claims in memory, all functions together
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
+_TELL_EVERY = 60.0  # seconds between notices that a function is throttled
 _DONE = Done()
 _RELEASE = Release()
 
@@ -50,6 +53,7 @@ class Engine:
     """Delivers events to functions; one per App. All calls are made on one event loop.
 
     lanes: of functions, by name. intake: what comes in, and how much of it was wanted. What becomes of it: `Settlement`.
+    notices: who is told what goes wrong.
     """
 
     def __init__(self, functions: Mapping[str, Function], journal: Journal, clock: Clock, concurrency: int = 1000) -> None:
@@ -75,7 +79,8 @@ class Engine:
         self.intake = Intake(self.lanes, journal, clock, self._queue_opened)
         self.deliver, self.deliver_to, self.accept_for = self.intake.deliver, self.intake.deliver_to, self.intake.accept_for
         self.forward = self.intake.forward
-        self._settlement = Settlement(journal, clock, self.intake)
+        self.notices = Notices()
+        self._settlement = Settlement(journal, clock, self.intake, self.notices)
 
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
@@ -144,7 +149,7 @@ class Engine:
         if self._stopping:
             return Interrupted()
         if not lane.pool.take(lane.active):
-            lane.throttled += 1
+            self._count_throttle(lane)
             raise Throttled(f"{lane.function.name}: all {lane.pool.size} slots of its concurrency are in use")
         task = asyncio.current_task()
         assert task is not None
@@ -175,6 +180,13 @@ class Engine:
                 extra={"action": "request.failed", "function": lane.function.name},
             )
         return outcome
+
+    def _count_throttle(self, lane: Lane) -> None:
+        lane.throttled += 1
+        now = self._clock.monotonic()
+        if now - lane.told >= _TELL_EVERY:
+            count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
+            self.notices.tell(Notice("throttled", lane.function.name, {"throttles": count, "concurrency": lane.pool.size}))
 
     async def _keep(self, lane: Lane, note: Note) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Protocol
 
@@ -128,6 +128,9 @@ class Journal(Protocol):
 
     async def close(self) -> None:
         """Write what is pending, give unsettled claims back uncharged, and let go."""
+
+    def on_fault(self, heard: Callable[[str], None]) -> None:
+        """Call it with `fault` whenever events are not taken any more, and when they are again."""
 
     def accept(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
         """Never blocks. Resolves once all entries are on disk; per entry: True = new, False = a repeat.

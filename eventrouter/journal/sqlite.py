@@ -49,6 +49,7 @@ class SqliteJournal:
         limits: Limits | None = None,
     ) -> None:
         self.fault = ""
+        self._fault_heard: Callable[[str], None] = lambda fault: None
         self._clock = clock
         self._path = path
         self._limits = limits or Limits()
@@ -103,6 +104,14 @@ class SqliteJournal:
         self._running.clear()
         self._ready.clear()
         closed.result()
+
+    def on_fault(self, heard: Callable[[str], None]) -> None:
+        self._fault_heard = heard
+
+    def _set_fault(self, fault: str) -> None:
+        before, self.fault = self.fault, fault
+        if bool(before) != bool(fault):
+            self._fault_heard(fault)
 
     # Events
 
@@ -302,7 +311,8 @@ class SqliteJournal:
             log.info("the journal takes events again", extra={"action": "journal.accepting"})
         elif not self._pressure:
             log.warning("no more events are taken: %s", pressure, extra={"action": "journal.full"})
-        self.fault = self._pressure = pressure
+        self._pressure = pressure
+        self._set_fault(pressure)
 
     def _unblock(self, settled: Sequence[int | Settlement]) -> None:
         for operation in settled:
@@ -330,7 +340,7 @@ class SqliteJournal:
     def _failed(self, commit: Commit, error: JournalError) -> None:
         if not self.fault:
             log.error("%s", error, extra={"action": "journal.failed"})
-        self.fault = str(error)
+        self._set_fault(str(error))
         futures: list[asyncio.Future[Any]] = [*(accept.future for accept in commit.accepts), *(call.future for call in commit.calls)]
         if commit.close is not None:
             futures.append(commit.close.future)
