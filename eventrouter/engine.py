@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
@@ -41,6 +42,8 @@ from eventrouter.sources import Binding
 
 log = logging.getLogger("eventrouter")
 _WINDOW = 16_384  # claims in memory, all functions together
+# seconds until a thread that wants the interpreter gets it; with Python's 5 ms the journal's waits until the loop has no more to do
+_SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
@@ -67,7 +70,7 @@ class Engine:
         self._workers: set[asyncio.Task[None]] = set()
         self._pump_task: asyncio.Task[None] | None = None
         self._left: dict[asyncio.Task[None], set[str]] = {}  # what runs on though it was left, and the keys that it holds
-        self._collector = gc.get_threshold()
+        self._before = gc.get_threshold(), sys.getswitchinterval()
         self._stopping = False
         self._idle = asyncio.Event()
         reserved = {name: f.policy.concurrency for name, f in functions.items() if f.policy.concurrency is not None}
@@ -94,8 +97,9 @@ class Engine:
     async def start(self) -> None:
         """Begin to work off what the journal holds."""
         self.watch()
-        self._collector = gc.get_threshold()
-        gc.set_threshold(max(_YOUNG, self._collector[0]), *self._collector[1:])
+        self._before = (young, *old), switch = gc.get_threshold(), sys.getswitchinterval()
+        gc.set_threshold(max(_YOUNG, young), *old)
+        sys.setswitchinterval(min(_SWITCH, switch))
         for name, lane in self.lanes.items():
             self.journal.want(name, lane.window)
         self._pump_task = asyncio.create_task(self._pump(), name="engine")
@@ -136,7 +140,9 @@ class Engine:
             await self._attempts.close()
         finally:
             self._watchdog.stop()
-            gc.set_threshold(*self._collector)
+            thresholds, switch = self._before
+            gc.set_threshold(*thresholds)
+            sys.setswitchinterval(switch)
 
     # Requests
 

@@ -17,7 +17,7 @@ FLOORS = {
     "errors": 0, "clock": 0,
     "model": 1, "crashpoints": 1,
     "retry": 2, "limits": 2, "routing": 2, "hookspecs": 2, "journal": 2, "runtimes": 2, "wildcards": 2, "paths": 2, "batches": 2,
-    "destinations": 2, "notices": 2,
+    "destinations": 2, "patterns": 2, "notices": 2,
     "binding": 3, "idempotency": 3,
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,
     "sources": 5, "lanes": 5,

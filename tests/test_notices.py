@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from eventrouter import App, Event, Message, Notice, Plugin, Reject, on
+from eventrouter import App, Event, Message, Notice, Reject, on
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError, Throttled
 from eventrouter.journal.protocol import LetterQuery
@@ -39,9 +40,7 @@ class Hearing(LocalSource):
 
 
 def app_of(folder: Path, *handlers: Callable[..., Any], clock: ManualClock | None = None, toml: str = "") -> App:
-    plugin = Plugin(
-        name="local", source="test_notices:Hearing", always=True, config=LOCAL.config, triggers=LOCAL.triggers, destination=True
-    )
+    plugin = msgspec.structs.replace(LOCAL, source="test_notices:Hearing", destination=True)
     return make_app(folder, *handlers, clock=clock, toml=toml, plugins=Plugins([plugin]))
 
 

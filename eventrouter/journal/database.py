@@ -12,6 +12,7 @@ from types import EllipsisType
 from typing import Any, Final
 
 import apsw
+import msgspec
 
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
@@ -23,6 +24,7 @@ from eventrouter.model import Event
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
 _LOOK: Final = 64 << 20  # bytes of a file that is looked through at each opening: 0.05 s, 0.8 s when it is in no cache
 _LOOK_AFTER_CRASH: Final = 1 << 30  # 0.7 s, 13 s
+_MOST_AT_ONCE: Final = 4 << 20  # bytes of events that are read as one
 _CHAIN: Final = 256  # rows of one key that are handed out together
 START: Final = (float("-inf"), -1)  # before all (due, seq)
 _RESERVE: Final = 10**9  # sequence numbers that one opening may use
@@ -107,6 +109,12 @@ _RETRY: Final = "UPDATE invocation SET state = ?, due = ?, attempts = ?, deaths 
 _BURY: Final = "UPDATE invocation SET state = 2, due = ?, attempts = ?, reason = ?, error_type = ?, error_message = ? WHERE seq = ?"
 _DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths, due FROM invocation INDEXED BY waiting
     WHERE state = 0 AND function = ? AND due <= ? AND (due, seq) > (?, ?) ORDER BY due, seq"""
+# Many rows as one: each row that is stepped to is a contest for the GIL with a busy loop.
+_MANY: Final = f"WITH due AS ({_DUE} LIMIT ?) "
+_MEASURE: Final = _MANY + "SELECT count(*), sum(length(event)), count(nullif(attempts + deaths, 0)), count(key) FROM due"  # noqa: S608 - constants
+_TAKE_MANY: Final = (
+    _MANY + "SELECT max(due), CAST(group_concat(event, '') AS BLOB), json_group_array(seq), json_group_array(accepted) FROM due"  # noqa: S608
+)
 _OF_KEY: Final = "FROM invocation INDEXED BY keyed WHERE function = ? AND key = ? AND state < 2"
 _FIRST: Final = f"SELECT state, seq {_OF_KEY} ORDER BY seq LIMIT 1"
 _LAST: Final = f"SELECT state {_OF_KEY} ORDER BY seq DESC LIMIT 1"
@@ -386,6 +394,9 @@ class Database:
         after: (due, seq) up to which all was taken before. born: what to add to a Unix time to have the monotonic one.
         room: bytes; a first one is taken however large it is.
         """
+        many = self._take_many(function, after, now, born, limit, room)
+        if many is not None:
+            return *many, None
         claims: list[RowClaim] = []
         heads: list[RowClaim] = []
         taken = self.taken
@@ -410,6 +421,28 @@ class Database:
         rows.close()
         self._take_keyed(heads, claims, born, limit, room)
         return claims, after, None
+
+    def _take_many(
+        self, function: str, after: tuple[float, int], now: float, born: float, limit: int, room: int
+    ) -> tuple[list[RowClaim], tuple[float, int]] | None:
+        """The usual case of `take`: there are `limit` rows, without keys, never tried, and not large. None: it isn't."""
+        which = (function, now, *after, limit)
+        ((count, size, tried, keyed),) = self._rows(_MEASURE, which)
+        if count < limit or tried or keyed or size > min(room, _MOST_AT_ONCE):
+            return None
+        ((last_due, packed, seqs, accepted),) = self._rows(_TAKE_MANY, which)
+        seqs = msgspec.json.decode(seqs)
+        if not self.taken.isdisjoint(seqs):
+            return None
+        try:
+            events = Event.unpack_many(packed, count)
+        except msgspec.DecodeError:
+            return None
+        self.taken.update(seqs)
+        size //= count
+        ages = msgspec.json.decode(accepted)
+        claims = [RowClaim(seq, function, event, 0, at + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
+        return claims, (last_due, seqs[-1])
 
     def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], born: float, limit: int, room: int) -> None:
         """Mark what has a key as running, and take with it what is parked behind it."""

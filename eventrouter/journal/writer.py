@@ -353,7 +353,7 @@ class Writer(Thread):
                     continue
                 function, key = entry.function, entry.key
                 lane = self._lanes.get(function) or self._lane(function)
-                direct = lane.credit > 0 and not lane.backlog and self._room(lane) > 0
+                direct = not lane.backlog and lane.credit > 0 and self._room(lane) > 0
                 state = RUNNING if direct else WAITING
                 if key is not None:
                     place = function, key
@@ -369,9 +369,10 @@ class Writer(Thread):
                     lane.held += len(packed)
                     claims.append(RowClaim(seq, function, entry.event, 0, born, len(packed), entry.hint, key))
                 elif state == WAITING:
-                    if (at, seq) <= lane.after:  # something that was due later has been handed out before it came
+                    if at <= lane.after[0] and (at, seq) <= lane.after:  # something due later has been handed out before it came
                         lane.after = START
-                    self._wake(lane)
+                    if not lane.backlog or (lane.credit and lane not in self._hungry):
+                        self._wake(lane)
         self._database.insert(rows)
 
     def _archive(self, accepts: list[Accept], now: float) -> None:
