@@ -27,6 +27,7 @@ from eventrouter.model import (
     Event,
     Failed,
     Interrupted,
+    Notice,
     Outcome,
     Release,
     RetryAt,
@@ -34,6 +35,7 @@ from eventrouter.model import (
     TimedOut,
     Trigger,
 )  # fmt: skip
+from eventrouter.notices import Notices
 from eventrouter.runtimes.deadline import Slot
 from eventrouter.runtimes.watchdog import Watchdog
 from eventrouter.settlement import Settlement
@@ -46,6 +48,7 @@ _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
+_TELL_EVERY = 60.0  # seconds between notices that a function is throttled
 _DONE = Done()
 _RELEASE = Release()
 
@@ -54,6 +57,7 @@ class Engine:
     """Delivers events to functions; one per App. All calls are made on one event loop.
 
     lanes: of functions, by name. intake: what comes in, and how much of it was wanted. What becomes of it: `Settlement`.
+    notices: who is told what goes wrong.
     """
 
     def __init__(self, functions: Mapping[str, Function], journal: Journal, clock: Clock, concurrency: int = 1000) -> None:
@@ -79,7 +83,8 @@ class Engine:
         self.intake = Intake(self.lanes, journal, clock, self._queue_opened)
         self.deliver, self.deliver_to, self.accept_for = self.intake.deliver, self.intake.deliver_to, self.intake.accept_for
         self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
-        self._settlement = Settlement(journal, clock, self.intake)
+        self.notices = Notices()
+        self._settlement = Settlement(journal, clock, self.intake, self.notices)
 
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
@@ -156,7 +161,7 @@ class Engine:
                 log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
                 return Failed("RecursiveInvocationException", why, final=True)
         if not lane.pool.take(lane.active):
-            lane.throttled += 1
+            self._count_throttle(lane)
             raise Throttled(f"{lane.function.name}: all {lane.pool.size} slots of its concurrency are in use")
         task = asyncio.current_task()
         assert task is not None
@@ -190,6 +195,13 @@ class Engine:
                 extra={"action": "request.failed", "function": lane.function.name},
             )
         return outcome
+
+    def _count_throttle(self, lane: Lane) -> None:
+        lane.throttled += 1
+        now = self._clock.monotonic()
+        if now - lane.told >= _TELL_EVERY:
+            count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
+            self.notices.tell(Notice("throttled", lane.function.name, {"throttles": count, "concurrency": lane.pool.size}))
 
     async def _keep(self, lane: Lane, note: Note) -> None:
         try:

@@ -177,6 +177,19 @@ class Intake:
         lane = self.lanes.get(claim.function) or self.queues.get(claim.function)
         return extend(claim.function if lane is None else lane.function.name, () if claim.redriven else (claim.event,))
 
+    def accept_again(self, name: str, events: Sequence[Event]) -> tuple[asyncio.Future[int], int]:
+        """Journal events for a function, or a queue, that had them before; and of how many none of its triggers wants anything any more."""
+        lane = self.lanes.get(name) or self.queues.get(name)
+        entries: list[Entry] = []
+        for event in events:
+            found = None if lane is None else self.rebind(lane, event)
+            if found is not None:
+                assert lane is not None
+                entries.append(Entry(name, event, found, lane.function.order_key(event, *found)))
+            elif name not in self.lanes:  # a queue keeps what nobody takes from it
+                entries.append(Entry(name, event))
+        return self._accept(entries), len(events) - len(entries)
+
     def _queued(self, event: Event) -> Entry:
         lane = self.queue(event.source, event.subject)
         name = f"{event.source}:{event.subject}"

@@ -312,6 +312,20 @@ class HttpRequest(msgspec.Struct, frozen=True):
         return next((value for key, value in self.headers if key.lower() == wanted), None)
 
 
+class Notice(msgspec.Struct, frozen=True):
+    """What happened to the router itself, or to a function; see `Source`.
+
+    kind, and its detail, in JSON types:
+    "dead": the function `about` has a dead letter: `id, reason, error_type, error_message, attempts, event` (an envelope without data).
+    "throttled": requests to the function `about` found no concurrency: `throttles` since the last notice, `concurrency`.
+    "source", "journal": the source `about`, or the journal, has changed: `state` ("live", "lost"; "accepting", "refusing"), `reason`.
+    """
+
+    kind: Literal["dead", "throttled", "source", "journal"]
+    about: str
+    detail: Mapping[str, Any]
+
+
 # What became of one attempt.
 
 

@@ -17,7 +17,8 @@ from eventrouter.destinations import Message
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Journal, Received
-from eventrouter.model import NOTHING, Event, HttpRequest, Outcome, Response, Trigger
+from eventrouter.model import NOTHING, Event, HttpRequest, Notice, Outcome, Response, Trigger
+from eventrouter.notices import Notices
 
 log = logging.getLogger("eventrouter.sources")
 _RESTART_AFTER = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -193,6 +194,8 @@ class Router:
         """The source takes events now."""
         if self.state != "live":
             self.log.info("%s is live", self.name, extra={"action": "source.live", "source": self.name})
+            if self.state != "starting":
+                self._tell("live", "")
         self.state = "live"
         self.was_live = True
         if self._health is not None and self._health.health().ready:
@@ -202,7 +205,13 @@ class Router:
         """The source takes no events for now; it goes on trying by itself."""
         if self.state != why:
             self.log.warning("%s: %s", self.name, why, extra={"action": "source.lost", "source": self.name})
+            if self.state in ("live", "starting"):
+                self._tell("lost", why)
         self.state = why
+
+    def _tell(self, state: str, reason: str) -> None:
+        if self._health is not None:
+            self._health.notices.tell(Notice("source", self.name, {"state": state, "reason": reason}))
 
     def health(self) -> Health:
         assert self._health is not None
@@ -222,6 +231,9 @@ class Source(Generic[ConfigT]):
     A source with `def message(self, name, message) -> Event` takes what is sent to the destination `"SOURCE:NAME"` (its
     plugin says `destination=True`). One with `def queue(self, subject) -> Queue` has queues: an event stays, under its subject, until
     a function that has a trigger for it has handled it, or somebody has received and removed it.
+
+    One with `def heard(self, notice: Notice) -> None` is told of dead letters, throttles, and what becomes of sources and
+    journal. Events that it makes of that have `notice` among their attributes: what goes wrong with them is not told again.
     """
 
     name: ClassVar[str]
@@ -272,11 +284,12 @@ def make_current(sources: Mapping[str, Source[Any]]) -> None:
 class Supervisor:
     """Starts sources, restarts what crashes, and knows who is live."""
 
-    def __init__(self, sources: Mapping[str, Source[Any]], clock: Clock, journal_fault: Callable[[], str]) -> None:
+    def __init__(self, sources: Mapping[str, Source[Any]], clock: Clock, journal_fault: Callable[[], str], notices: Notices) -> None:
         self.sources = sources
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._journal_fault = journal_fault
+        self.notices = notices
         self.ready = asyncio.Event()  # every source has been live
         for source in sources.values():
             source.router._health = self
