@@ -12,6 +12,7 @@ from eventrouter.hookspecs import Finding, Plugin, hookimpl
 from eventrouter.invoking import call_from_thread, invoke
 from eventrouter.journal.protocol import Received
 from eventrouter.model import Context, Event, Failed, HttpRequest, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
+from eventrouter.paths import json_path
 from eventrouter.retry import exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
 from eventrouter.wildcards import Wildcards
@@ -55,6 +56,7 @@ __all__ = [
     "fixed",
     "hookimpl",
     "invoke",
+    "json_path",
     "lambda_",
     "on",
     "on_start",
