@@ -25,6 +25,7 @@ from eventrouter.model import (
     Trigger,
     Wild,
 )
+from eventrouter.paths import json_path
 from eventrouter.retry import exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
 from eventrouter.wildcards import Wildcards
@@ -69,6 +70,7 @@ __all__ = [
     "fixed",
     "hookimpl",
     "invoke",
+    "json_path",
     "lambda_",
     "on",
     "on_start",
