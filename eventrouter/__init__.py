@@ -12,7 +12,7 @@ from eventrouter.hookspecs import Finding, Plugin, hookimpl
 from eventrouter.invoking import call_from_thread, invoke
 from eventrouter.journal.protocol import Received
 from eventrouter.model import Context, Event, Failed, HttpRequest, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
-from eventrouter.retry import exponential, fixed, lambda_
+from eventrouter.retry import delays, exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
 from eventrouter.wildcards import Wildcards
 
@@ -51,6 +51,7 @@ __all__ = [
     "Wild",
     "Wildcards",
     "call_from_thread",
+    "delays",
     "exponential",
     "fixed",
     "hookimpl",
