@@ -26,7 +26,7 @@ from eventrouter.model import (
     Wild,
 )
 from eventrouter.paths import json_path
-from eventrouter.retry import exponential, fixed, lambda_
+from eventrouter.retry import delays, exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
 from eventrouter.wildcards import Wildcards
 
@@ -66,6 +66,7 @@ __all__ = [
     "Wild",
     "Wildcards",
     "call_from_thread",
+    "delays",
     "exponential",
     "fixed",
     "hookimpl",

@@ -161,6 +161,16 @@ class Router:
         return [endpoint for source in self._health.sources.values() for endpoint in source.endpoints()]
 
     @property
+    def url(self) -> str:
+        """Where the endpoints are, such as `http://127.0.0.1:8080`, once every source has started; empty: nothing listens."""
+        return "" if self._health is None else self._health.url
+
+    def listens(self, url: str) -> None:
+        """The source that serves the endpoints says where it does."""
+        assert self._health is not None
+        self._health.url = url
+
+    @property
     def fault(self) -> str:
         """Why the journal takes no events at present (a full backlog, a full disk); empty while it does.
 
@@ -184,9 +194,14 @@ class Router:
         """Small durable state of this source's own."""
         return await self._journal.get(f"{self.name}/{key}")
 
-    async def put(self, key: str, value: bytes | None) -> None:
-        """Return when it is on disk; None deletes."""
-        await self._journal.put(f"{self.name}/{key}", value)
+    async def put(self, key: str, value: bytes | None, ttl: float | None = None) -> None:
+        """Return when it is on disk; None deletes. ttl: seconds that it is kept."""
+        await self._journal.put(f"{self.name}/{key}", value, ttl=ttl)
+
+    async def keys(self, prefix: str) -> list[str]:
+        """Those that begin so and have a value."""
+        own = len(self.name) + 1
+        return [key[own:] for key in await self._journal.keys(f"{self.name}/{prefix}")]
 
     crash_point = staticmethod(crash_point)
 
@@ -291,6 +306,7 @@ class Supervisor:
         self._journal_fault = journal_fault
         self.notices = notices
         self.ready = asyncio.Event()  # every source has been live
+        self.url = ""  # of the endpoints
         for source in sources.values():
             source.router._health = self
 

@@ -53,6 +53,7 @@ class HttpSource(Source[HttpConfig]):
         self._runner, self._site = runner, site
         address = runner.addresses[0]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
+        self.router.listens(self.url)
         if self.router.bindings and not is_loopback(host):
             routes = ", ".join(str(binding.trigger) for binding in self.router.bindings)
             self.router.log.warning("anyone who reaches %s can call %s", self.url, routes, extra={"action": "http.open"})
