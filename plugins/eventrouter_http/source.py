@@ -70,6 +70,7 @@ class HttpSource(Source[HttpConfig]):
         self._runner, self._site = runner, site
         address = runner.addresses[0]
         self.url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{address[1]}"
+        self.router.listens(self.url)
         triggers = [binding.trigger for binding in self.router.bindings if isinstance(binding.trigger, HttpTrigger)]
         routes = ", ".join(str(trigger) for trigger in triggers if trigger.auth_in(self.config) is None)
         if routes and not is_loopback(host):
@@ -195,7 +196,7 @@ class HttpSource(Source[HttpConfig]):
         allowed = ", ".join(sorted(self._routes.methods(path)))
         if allowed:
             return problem(405, f"{request.path} answers {allowed}", {"Allow": allowed})
-        return problem(404, f"no function answers {request.method} {request.path}")
+        return _unwanted(request)
 
     def _unread(self, error: Exception) -> web.Response:
         close = {"Connection": "close"}
@@ -222,26 +223,33 @@ class HttpSource(Source[HttpConfig]):
 
         return handle
 
-    async def _admitted(self, request: web.BaseRequest, captures: Mapping[str, str], guard: Guard) -> Event | web.Response:
-        """The request as an event, or why there is none; its body is not read for somebody who may not call."""
+    async def _admitted(
+        self, request: web.BaseRequest, captures: Mapping[str, str], binding: Binding, guard: Guard | None
+    ) -> Event | web.Response:
+        """The request as an event, or why there is none; the body of somebody who may not call is not read."""
         event = self._event(request, b"")
-        found = await guard(event, captures)
-        if isinstance(found, web.Response):
-            return found
+        if guard is not None:
+            found = await guard(event, captures)
+            if isinstance(found, web.Response):
+                return found
+            event.attributes = {**event.attributes, "authorizer": found}
         event.data = await read_body(request, self.config)
-        event.attributes = {**event.attributes, "authorizer": found}
+        if binding.function.where is not None and not self.router.wants(binding, event):
+            return _unwanted(request)
         return event
 
     def _answered(self, binding: Binding, guard: Guard | None) -> Handle:
         run = self.router.request
+        plain = guard is None and binding.function.where is None
 
         async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.StreamResponse:
-            if guard is None:
-                event: Event | web.Response = self._event(request, await read_body(request, self.config))
+            event: Event | web.Response
+            if plain:
+                event = self._event(request, await read_body(request, self.config))
             else:
-                event = await self._admitted(request, captures, guard)
-            if isinstance(event, web.Response):
-                return event
+                event = await self._admitted(request, captures, binding, guard)
+                if isinstance(event, web.Response):
+                    return event
             stream = Stream(request)
             try:
                 outcome = await run(binding, event, captures, stream)
@@ -255,10 +263,7 @@ class HttpSource(Source[HttpConfig]):
 
     def _journalled(self, binding: Binding, guard: Guard | None) -> Handle:
         async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
-            if guard is None:
-                event: Event | web.Response = self._event(request, await read_body(request, self.config))
-            else:
-                event = await self._admitted(request, captures, guard)
+            event = await self._admitted(request, captures, binding, guard)
             if isinstance(event, web.Response):
                 return event
             try:
@@ -318,3 +323,7 @@ class HttpSource(Source[HttpConfig]):
         if isinstance(outcome, TimedOut):
             return problem(504, f"the function did not answer within {outcome.seconds:g} s")
         return problem(503, "the router is shutting down", {"Retry-After": "1"})
+
+
+def _unwanted(request: web.BaseRequest) -> web.Response:
+    return problem(404, f"no function answers {request.method} {request.path}")
