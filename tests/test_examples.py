@@ -72,6 +72,20 @@ def test_http_notes(place: Place) -> None:
     assert json.loads(place.curl("/notes?done=true&limit=5")) == []
     assert json.loads(place.curl("/notes")) == ["buy milk"]
     assert json.loads(place.curl("/notes/one"))["status"] == 400
+    assert json.loads(place.curl("/notes", "-d", '{"text": ""}'))["detail"] == "$.text: expected str of length >= 1"
+    assert json.loads(place.curl("/openapi.json"))["paths"]["/notes/{id}"]["get"]["parameters"][0]["schema"] == {"type": "integer"}
+
+
+def test_http_live(place: Place) -> None:
+    place.serve("http_live.py")
+    assert json.loads(place.curl("/jobs/7/progress"))["status"] == 403
+    key = ["-H", "x-api-key: only-for-the-example"]
+    events = place.curl("/jobs/7/progress?pause=0", "-N", *key).split("\n\n")
+    assert [json.loads(event.removeprefix("data: "))["percent"] for event in events[:5]] == [0, 25, 50, 75, 100]
+    assert events[5:] == ["event: done\ndata: bye", ""]
+    assert json.loads(place.curl("/jobs/seven/progress", *key))["detail"] == "job: expected int, got str"
+    assert "Access-Control-Allow-Origin: *" in place.curl("/jobs/7/progress?pause=0", "-i", "-H", "Origin: https://a.example", *key)
+    assert place.curl("/primes?below=12").split() == ["2", "3", "5", "7", "11"]
 
 
 def test_mqtt_thermostat(place: Place) -> None:

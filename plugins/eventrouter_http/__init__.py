@@ -169,6 +169,28 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def sample(
+    request: str = "POST /devices/oven?verbose=true",
+    body: str = '{"celsius": 21.5}',
+    *,
+    payload: Literal["2.0", "1.0"] = "2.0",
+    route: str = "",
+    header: list[str] = ["Content-Type: application/json"],  # noqa: B006 - read only
+) -> dict[str, Any]:
+    """What a Lambda function gets; each header is "Name: value". route: `"POST /devices/{device}"`, the request's own path when empty."""
+    method, _, target = request.partition(" ")
+    path, _, query = target.partition("?")
+    trigger = http(route or f"{method} {path}", payload=payload)
+    headers = {"host": "localhost:8080", "user-agent": "sample"}
+    headers |= {name.lower(): value for name, value in (text.split(": ", 1) for text in header if ": " in text)}
+    asked = {"method": method, "path": path, "query": query, "headers": headers, "protocol": "HTTP/1.1", "ip": "127.0.0.1"}
+    kind = headers.get("content-type", "application/octet-stream")
+    event = Event("http", "http.request", path, body.encode(), kind, time=1767225600.0, attributes=asked)
+    if trigger.matches(event) is None:
+        raise ConfigError(f"sample http: {request!r} is not for the route {trigger.route!r}")
+    return trigger.aws_event((event,))
+
+
 @hookimpl
 def eventrouter_plugin() -> Plugin:
     # Always there: /healthz and /readyz tell how the router is, whatever starts its functions.
@@ -178,5 +200,6 @@ def eventrouter_plugin() -> Plugin:
         always=True,
         config=HttpConfig,
         triggers={"http": http},
+        sample=sample,
         check=check,  # type: ignore[arg-type]  # it is only given triggers of its own
     )
