@@ -40,17 +40,24 @@ def document(title: str, prefix: str, bindings: Sequence[Binding], config: HttpC
         schemas.want(kind)
     schemas.settle()
     paths: dict[str, dict[str, Any]] = {}
+    shapes: dict[str, tuple[str, tuple[str, ...]]] = {}
     taken: set[str] = set()
     schemes = _Schemes(config)
     for binding, answer in zip(shown, answers, strict=True):
         trigger = binding.trigger
         assert isinstance(trigger, HttpTrigger)
-        path = paths.setdefault(re.sub(r"\+}", "}", trigger.pattern), {})
+        template = trigger.pattern.replace("+}", "}")
+        known = shapes.setdefault(re.sub(r"\{\w+}", "{}", template), (template, trigger.names))
+        path = paths.setdefault(known[0], {})  # paths that differ in names alone are one
+        renamed = dict(zip(trigger.names, known[1], strict=True))
         for method in _ANY if trigger.method == "ANY" else (trigger.method.lower(),):
             if method in path and trigger.method == "ANY":
                 continue  # a method's own route comes before
             id = binding.function.name
             path[method] = {"operationId": f"{id}_{method}" if id in taken else id, **_operation(binding, answer, schemas, schemes)}
+            for parameter in path[method].get("parameters", ()):
+                if parameter["in"] == "path":
+                    parameter["name"] = renamed[parameter["name"]]
             taken.add(id)
     components: dict[str, Any] = {"schemas": {**schemas.components, "Problem": _PROBLEM}}
     if schemes.known:

@@ -127,7 +127,8 @@ class HttpSource(Source[HttpConfig]):
             else:
                 self._default = route
         for endpoint in self.router.endpoints:
-            self._routes.add(endpoint.method, endpoint.path, Route(self._served(endpoint)))
+            if not self._routes.add(endpoint.method, endpoint.path, Route(self._served(endpoint))):
+                raise EventRouterError(f"http: {endpoint.method} {endpoint.path} is answered twice, once by another source; change a path")
         for path, answer in (("/healthz", self._healthz), ("/readyz", self._readyz)):
             self._routes.add("GET", path, Route(answer))
             self._routes.add("HEAD", path, Route(answer))
@@ -255,6 +256,7 @@ class HttpSource(Source[HttpConfig]):
                 outcome = await run(binding, event, captures, stream)
             except Throttled as error:
                 return problem(429, str(error), {"Retry-After": "1"})
+            stream.over = True
             if stream.answer is not None and not isinstance(outcome, Succeeded):
                 return stream.cut()
             return self._answer(binding, outcome)
