@@ -105,6 +105,8 @@ def test_a_bad_pattern_is_an_error_at_load(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"test_where\.py:\d+: handler: where: \$\.Records\.celsius\[0\]: unknown operator 'numerc'; did"):
         make_app(tmp_path, handler)
+    with pytest.raises(ConfigError, match=r"^\[functions\.handler\] where: \$\.a: an empty array"):
+        make_app(tmp_path, handler, toml="[functions.handler]\nwhere = { a = [] }")
     with pytest.raises(ConfigError, match=r"where='x': expected object"):
         on(local("a"), where="x")  # type: ignore[typeddict-item]
 
