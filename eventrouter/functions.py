@@ -277,7 +277,7 @@ class Function:
     def _at(path: Callable[[Any], str | None], event: Event) -> str | None:
         try:
             return path(event.json())
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def __repr__(self) -> str:
