@@ -30,6 +30,7 @@ _MARK = "__eventrouter_on__"
 _LIFE = "__eventrouter_life__"
 
 Isolation = Literal["inline", "thread"]
+RecursiveLoop = Literal["terminate", "allow"]
 
 
 class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +69,7 @@ class PolicyKeywords(TypedDict, total=False):
     where: Mapping[str, Any]
     idempotent: Idempotent
     isolation: Isolation
+    recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
 
@@ -86,6 +88,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     where: an EventBridge pattern; what a Lambda function would get of the event must match it, or it's none of the function's.
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
+    recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
+        dead letter of it.
     env: what `context.env` holds.
     """
 
@@ -104,6 +108,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     where: dict[str, Any] | None = None
     idempotent: Idempotent | None = None
     isolation: Isolation | None = None
+    recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
 
@@ -186,6 +191,7 @@ class Function:
     place: `file:line` of the handler. binders: per trigger, how an event becomes arguments.
     ordered: whether its events have keys. where: the policy's, compiled.
     is_lambda: whether the handler is a plain `(event, context)` Lambda function.
+    streams: whether the handler is an async generator, whose chunks are its answer.
     """
 
     __slots__ = (
@@ -201,6 +207,7 @@ class Function:
         "ordered",
         "place",
         "policy",
+        "streams",
         "triggers",
         "where",
     )
@@ -213,9 +220,9 @@ class Function:
         self.place = f"{code.co_filename}:{code.co_firstlineno}"
         self.policy = policy
         self.triggers = tuple(triggers)
-        self.is_async = inspect.iscoroutinefunction(handler)
-        if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-            raise ConfigError(f"{self.place}: {self.name} yields; a handler returns its answer")
+        self.streams = inspect.isasyncgenfunction(handler)
+        self.is_async = self.streams or inspect.iscoroutinefunction(handler)
+        self._check_yields()
         self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "thread")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
@@ -227,6 +234,18 @@ class Function:
         self.ordered = policy.order_by is not None or any(type(t).order_key is not Trigger.order_key for t in self.triggers)
         self._check_batch()
         self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
+
+    def _check_yields(self) -> None:
+        if inspect.isgeneratorfunction(self.handler):
+            raise ConfigError(f"{self.place}: {self.name} yields; a handler returns its answer, or streams it as an `async def`")
+        if not self.streams:
+            return
+        for trigger in self.triggers:
+            if trigger.mode != "request":
+                raise ConfigError(f"{self.place}: {self.name} yields, and nobody waits for what {trigger} starts; return the result")
+        for keyword in ("batch", "idempotent"):
+            if getattr(self.policy, keyword) is not None:
+                raise ConfigError(f"{self.place}: {self.name} yields, so {keyword}= has no result to go by; drop one of the two")
 
     def _read_order(self) -> Callable[[Any], str | None] | None:
         order = self.policy.order_by

@@ -20,6 +20,7 @@ class Lane:
     filters: whether not all that comes to a queue's lane is for its function.
     window: how many claims it may hold. triggers: that its events may be for; trigger: of a queue's lane, the one.
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
+    told: when there was a notice of its throttles, untold: how many there had been.
     The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled);
     filtered counts events that `where` kept out.
     """
@@ -47,8 +48,10 @@ class Lane:
         "taken",
         "throttled",
         "timed_out",
+        "told",
         "trigger",
         "triggers",
+        "untold",
         "waiting",
         "window",
     )
@@ -72,6 +75,7 @@ class Lane:
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
         self.filtered = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
+        self.told, self.untold = float("-inf"), 0
         self.queue: deque[Claim] = deque()
         self._chains: dict[str, deque[Claim]] = {}  # of each key that is queued or runs: what comes after it
 

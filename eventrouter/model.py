@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from types import MappingProxyType
@@ -287,7 +287,10 @@ class Context:
 
 
 class Response(msgspec.Struct, frozen=True):
-    """A typed HTTP answer. body: `None`, `str`, `bytes`, or anything that JSON can say."""
+    """A typed HTTP answer.
+
+    body: `None`, `str`, `bytes`, anything that JSON can say, or an iterator of chunks (async or not), which is streamed.
+    """
 
     body: Any = None
     status: int = 200
@@ -310,6 +313,24 @@ class HttpRequest(msgspec.Struct, frozen=True):
         """The first header of that name, in any case."""
         wanted = name.lower()
         return next((value for key, value in self.headers if key.lower() == wanted), None)
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What happened to the router itself, or to a function; see `Source`.
+
+    kind, and its detail, in JSON types:
+    "dead": the function `about` has a dead letter: `id, reason, error_type, error_message, attempts, event` (an envelope without data).
+    "throttled": requests to the function `about` found no concurrency: `throttles` since the last notice, `concurrency`.
+    "source", "journal": the source `about`, or the journal, has changed: `state` ("live", "lost"; "accepting", "refusing"), `reason`.
+    """
+
+    kind: Literal["dead", "throttled", "source", "journal"]
+    about: str
+    detail: Mapping[str, Any]
+
+
+# Consumes an answer of chunks; what it returns stands for the answer.
+Stream = Callable[[Any], Awaitable[Any]]
 
 
 # What became of one attempt.
