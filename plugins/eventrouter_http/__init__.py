@@ -169,18 +169,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+_SAMPLE = "POST /devices/oven?verbose=true"
+
+
 def sample(
-    request: str = "POST /devices/oven?verbose=true",
+    request: str = _SAMPLE,
     body: str = '{"celsius": 21.5}',
     *,
     payload: Literal["2.0", "1.0"] = "2.0",
     route: str = "",
     header: list[str] = ["Content-Type: application/json"],  # noqa: B006 - read only
 ) -> dict[str, Any]:
-    """What a Lambda function gets; each header is "Name: value". route: `"POST /devices/{device}"`, the request's own path when empty."""
+    """What a Lambda function gets; each header is "Name: value". route: "" is the request's own path."""
+    route = route or ("POST /devices/{device}" if request == _SAMPLE else request.partition("?")[0])
     method, _, target = request.partition(" ")
     path, _, query = target.partition("?")
-    trigger = http(route or f"{method} {path}", payload=payload)
+    trigger = http(route, payload=payload)
     headers = {"host": "localhost:8080", "user-agent": "sample"}
     headers |= {name.lower(): value for name, value in (text.split(": ", 1) for text in header if ": " in text)}
     asked = {"method": method, "path": path, "query": query, "headers": headers, "protocol": "HTTP/1.1", "ip": "127.0.0.1"}

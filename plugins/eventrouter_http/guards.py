@@ -117,8 +117,8 @@ class Guards:
         if not isinstance(outcome, Succeeded):  # it is logged
             return problem(500, "whether the call is allowed can't be told")
         try:
-            found = verdict(outcome.result)
-        except ValueError as error:
+            found = verdict(msgspec.to_builtins(outcome.result))  # it may be journalled
+        except (TypeError, ValueError) as error:
             extra = {"action": "http.authorizer", "function": auth.function}
             self._router.log.error("authorizer %s: %s", auth.function, error, extra=extra)
             return problem(500, "whether the call is allowed can't be told")

@@ -21,7 +21,7 @@ _EMPTY = inspect.Parameter.empty
 _ANY = ("get", "post", "put", "patch", "delete")
 _PLACE = "#/components/schemas/{name}"
 _STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncIterable, collections.abc.AsyncGenerator,
-            collections.abc.Iterator, collections.abc.Iterable, collections.abc.Generator)  # fmt: skip
+            collections.abc.Iterator, collections.abc.Generator)  # fmt: skip
 _PROBLEM = {
     "type": "object",
     "properties": {"type": {"type": "string"}, "title": {"type": "string"}, "status": {"type": "integer"}, "detail": {"type": "string"}},

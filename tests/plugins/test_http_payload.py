@@ -277,7 +277,9 @@ def test_a_function_written_for_aws_runs_as_it_is(tmp_path: Path) -> None:
 def test_samples(tmp_path: Path) -> None:
     place = Place(tmp_path)
     made = json.loads(place.run("sample", "http"))
-    assert (made["version"], made["routeKey"], json.loads(made["body"])) == ("2.0", "POST /devices/oven", {"celsius": 21.5})
+    assert (made["version"], made["routeKey"], json.loads(made["body"])) == ("2.0", "POST /devices/{device}", {"celsius": 21.5})
+    assert made["pathParameters"] == {"device": "oven"}
+    assert json.loads(place.run("sample", "http", "GET /a"))["rawPath"] == "/a"
     one = json.loads(place.run("sample", "http", "GET /a/b?c=1&c=2", "", "--payload", "1.0", "--route", "GET /a/{x}"))
     assert (one["version"], one["pathParameters"], one["multiValueQueryStringParameters"]) == ("1.0", {"x": "b"}, {"c": ["1", "2"]})
     assert "'GET /a' is not for the route 'GET /b'" in place.run("sample", "http", "GET /a", "--route", "GET /b", code=2)
