@@ -136,8 +136,9 @@ class App:
             except ConfigError as error:
                 raise ConfigError(f"{place}={target!r}: {error}") from None
         probe = Event(to.scheme, "", to.name)
-        own = [trigger for trigger in function.triggers if trigger.source == to.scheme and trigger.matches(probe) is not None]
-        if own or (to.scheme, to.name) == ("lambda", function.name):
+        # Of those with a pattern it can't be told here.
+        mine = [trigger for trigger in function.triggers if trigger.source == to.scheme and trigger.content_pattern is None]
+        if any(trigger.matches(probe) is not None for trigger in mine) or (to.scheme, to.name) == ("lambda", function.name):
             raise ConfigError(f"{place}={target!r}: that starts {function.name} itself, and it would never end; send it elsewhere")
 
     def _bindings(self, source: str) -> list[Binding]:

@@ -81,7 +81,7 @@ class Engine:
             lane.suspended = partial(self._start_worker, lane)
         self.intake = Intake(self.lanes, journal, clock, self._queue_opened)
         self.deliver, self.deliver_to, self.accept_for = self.intake.deliver, self.intake.deliver_to, self.intake.accept_for
-        self.forward = self.intake.forward
+        self.forward, self.wants = self.intake.forward, self.intake.wants
         self.notices = Notices()
         self._settlement = Settlement(journal, clock, self.intake, self.notices)
 
@@ -405,6 +405,8 @@ class Engine:
         if self._clock.monotonic() - claim.born > lane.policy.max_age:
             self._give_up_for_age(lane, claim)
             return None
+        if lane.filters and not self._wanted(lane, claim):
+            return None
         found: Found | None = claim.hint
         if found is not None:
             return found
@@ -428,6 +430,19 @@ class Engine:
                 lane, claim, "NoSuchTrigger", f"no trigger of {claim.function} matches {event.source} {event.subject!r} any more"
             )
         return found
+
+    def _wanted(self, lane: Lane, claim: Claim) -> bool:
+        """Whether a queue's message is one that its function wants; else it is deleted, as Lambda's event filtering does."""
+        trigger, event = lane.trigger, claim.event
+        if (
+            event.source != "journal"
+            and trigger is not None
+            and (trigger.wants(event) is None or not lane.function.lets_in(trigger, event))
+        ):
+            self.intake.filter_out(lane, event)
+            self.journal.settle(claim, _DONE)
+            return False
+        return True
 
     def _give_up_for_age(self, lane: Lane, claim: Claim) -> None:
         age = self._clock.monotonic() - claim.born

@@ -13,6 +13,9 @@ from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
+from eventrouter.errors import EventRouterError
+from eventrouter.patterns import Pattern
+
 _prefix: str
 REGION: Final = "local"
 ACCOUNT: Final = "000000000000"
@@ -187,16 +190,32 @@ class Trigger:
     path: where the trigger stands in the router's index over `event.subject` split at "/": literal
         segments, `Wild.ONE`, `Wild.REST`. It may let too much through; `matches` has the last word.
     names: the named wildcards that `matches` captures, in order.
+    content_pattern: what `view(event)` must match besides; the router holds events against the patterns of
+        many triggers at once. What doesn't match in a queue is deleted.
     """
 
     source: ClassVar[str]
     mode: Mode = "event"
     path: tuple[str | Wild, ...] = (Wild.REST,)
     names: tuple[str, ...] = ()
+    content_pattern: Pattern | None = None
 
     def matches(self, event: Event) -> Mapping[str, str] | None:
-        """The captured wildcards when this trigger wants the event, else None."""
+        """The captured wildcards when this trigger wants the event, else None. `content_pattern` is not its affair."""
         raise NotImplementedError(f"{type(self).__name__}.matches")
+
+    @staticmethod
+    def view(event: Event) -> Any:
+        """The JSON object that `content_pattern` is held against; made once for all triggers of this function."""
+        return event.json()
+
+    def wants(self, event: Event) -> Mapping[str, str] | None:
+        """As `matches`, and only if `content_pattern` matches."""
+        captures = self.matches(event)
+        if captures is None or self.content_pattern is None:
+            return captures
+        seen = viewed(self.view, event)
+        return captures if seen is not None and self.content_pattern.matches(seen) else None
 
     def order_key(self, event: Event) -> str | None:
         """Events that are equal here run one after another, in their order; a function's `order_by` goes first. None: in any order."""
@@ -213,6 +232,15 @@ class Trigger:
     def __str__(self) -> str:
         """What `eventrouter list` shows: `mqtt sensors/{device}/temperature`."""
         return self.source
+
+
+def viewed(view: Callable[[Event], Any], event: Event) -> dict[str, Any] | None:
+    """What a pattern is held against; None, which no pattern matches, where that is no JSON object."""
+    try:
+        seen = view(event)
+    except (msgspec.MsgspecError, EventRouterError, ValueError):  # its data isn't JSON
+        return None
+    return seen if isinstance(seen, dict) else None
 
 
 class Context:

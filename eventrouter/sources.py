@@ -60,6 +60,8 @@ class Intake(Protocol):
 
     def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]: ...
 
+    def wants(self, binding: Binding, event: Event) -> bool: ...
+
     def forward(self, target: str, message: Message) -> asyncio.Future[int]: ...
 
     def request(self, binding: Binding, event: Event, captures: Mapping[str, str]) -> Awaitable[Outcome]: ...
@@ -117,6 +119,10 @@ class Router:
     def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]:
         """As `deliver`, for a source that has picked the function itself. Check the payload first."""
         return self._intake.deliver_to(binding, event)
+
+    def wants(self, binding: Binding, event: Event) -> bool:
+        """Whether the function's `where` lets an event through. A source that picks functions itself asks before `request`."""
+        return self._intake.wants(binding, event)
 
     def forward(self, target: str, message: Message) -> asyncio.Future[int]:
         """Journal what goes to a destination such as `"sqs:NAME"`; a receipt as of `deliver`.
