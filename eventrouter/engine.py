@@ -19,6 +19,7 @@ from eventrouter.intake import Found, Intake
 from eventrouter.journal.protocol import Claim, Journal, LetterQuery, Note, Received
 from eventrouter.lanes import Lane
 from eventrouter.limits import share_out
+from eventrouter.lineage import cause, exhausted, extend, inherit, set_cause, tell
 from eventrouter.model import (
     NOTHING,
     Decision,
@@ -81,7 +82,7 @@ class Engine:
             lane.suspended = partial(self._start_worker, lane)
         self.intake = Intake(self.lanes, journal, clock, self._queue_opened)
         self.deliver, self.deliver_to, self.accept_for = self.intake.deliver, self.intake.deliver_to, self.intake.accept_for
-        self.forward, self.wants = self.intake.forward, self.intake.wants
+        self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
         self.notices = Notices()
         self._settlement = Settlement(journal, clock, self.intake, self.notices)
 
@@ -154,6 +155,11 @@ class Engine:
         """As `request`, for any lane. id: of the invocation; the event's when empty."""
         if self._stopping:
             return Interrupted()
+        if (lineage := self.intake.lineage()) is not None:
+            inherit(event, lineage)
+            if self._loops(lane, event):
+                log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
+                return Failed("RecursiveInvocationException", why, final=True)
         if not lane.pool.take(lane.active):
             self._count_throttle(lane)
             raise Throttled(f"{lane.function.name}: all {lane.pool.size} slots of its concurrency are in use")
@@ -165,6 +171,8 @@ class Engine:
         id = id or event.id
         if event.time is None:
             event.time = self._clock.time()
+        outer = cause.get()
+        set_cause(extend(lane.function.name, (event,)))
         try:
             if lane.policy.batch is not None:
                 (outcome,) = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
@@ -175,6 +183,7 @@ class Engine:
                 if note is not None:
                     await self._keep(lane, note)
         finally:
+            set_cause(outer)  # the task is the caller's
             self._release(lane, slot)
         self._settlement.count(lane, outcome)
         if type(outcome) is not Succeeded and not (isinstance(outcome, Failed) and outcome.final):
@@ -275,6 +284,7 @@ class Engine:
                         crash_point("attempt.before")
                         trigger, captures = found
                         note = None
+                        set_cause(claim)
                         if once is None:  # no coroutine between the worker and the attempt
                             binder = binders[trigger]
                             outcome = await run(lane, binder, claim.event, captures, claim, claim.attempts + 1, slot)
@@ -341,6 +351,7 @@ class Engine:
                 claim.event.attempt = claim.attempts + 1
             crash_point("attempt.before")
             events = [(claim.event, captures) for claim, captures in group]
+            set_cause(extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven)))
             outcomes = await self._attempt_batch(lane, trigger, events, group[0][0].id, slot)
             crash_point("attempt.after")
             back |= self._settlement.settle_batch(lane, trigger, group, outcomes)
@@ -417,6 +428,9 @@ class Engine:
             self._settlement.give_up(lane, claim, "RetriesExhausted", f"it had its {claim.attempts} attempts before")
             return None
         event = claim.event
+        if not claim.redriven and self._loops(lane, event):
+            self._settlement.give_up(lane, claim, "RecursiveLoop", tell(event, lane.function.name))
+            return None
         if event.source == "journal":
             self._settlement.give_up(lane, claim, "Unreadable", "its bytes in the journal are no event")
             return None
@@ -443,6 +457,10 @@ class Engine:
             self.journal.settle(claim, _DONE)
             return False
         return True
+
+    @staticmethod
+    def _loops(lane: Lane, event: Event) -> bool:
+        return lane.policy.recursive_loop == "terminate" and exhausted(event, lane.function.name)
 
     def _give_up_for_age(self, lane: Lane, claim: Claim) -> None:
         age = self._clock.monotonic() - claim.born

@@ -30,6 +30,7 @@ _MARK = "__eventrouter_on__"
 _LIFE = "__eventrouter_life__"
 
 Isolation = Literal["inline", "thread"]
+RecursiveLoop = Literal["terminate", "allow"]
 
 
 class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +69,7 @@ class PolicyKeywords(TypedDict, total=False):
     where: Mapping[str, Any]
     idempotent: Idempotent
     isolation: Isolation
+    recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
 
@@ -86,6 +88,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     where: an EventBridge pattern; what a Lambda function would get of the event must match it, or it's none of the function's.
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
+    recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
+        dead letter of it.
     env: what `context.env` holds.
     """
 
@@ -104,6 +108,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     where: dict[str, Any] | None = None
     idempotent: Idempotent | None = None
     isolation: Isolation | None = None
+    recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
 

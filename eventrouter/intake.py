@@ -14,8 +14,9 @@ from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message, parse_destination
 from eventrouter.errors import ConfigError, suggest
 from eventrouter.functions import Policy
-from eventrouter.journal.protocol import Entry, Journal
+from eventrouter.journal.protocol import Claim, Entry, Journal
 from eventrouter.lanes import Lane
+from eventrouter.lineage import ATTRIBUTE, Lineage, cause, exhausted, extend, inherit
 from eventrouter.model import NOTHING, Event, Trigger, Wild, viewed
 from eventrouter.patterns import Rules
 from eventrouter.retry import fixed
@@ -74,9 +75,12 @@ class Intake:
         """Journal each event once for every function that wants it; see `Router.deliver`."""
         entries: list[Entry] = []
         now = self._clock.time()
+        lineage = self.lineage()
         for event in events:
             if event.time is None:
                 event.time = now
+            if lineage is not None:
+                inherit(event, lineage)
             if not self._add(event, entries):
                 self.unmatched += 1
                 log.debug("no function wants %r", event, extra={"action": "event.unmatched"})
@@ -84,14 +88,15 @@ class Intake:
 
     def _add(self, event: Event, entries: list[Entry]) -> bool:
         """Add an entry for each that wants the event; whether there is one."""
+        before = len(entries)
+        found: Sequence[tuple[Lane, Trigger]] = ()
         if event.source in self.queueing:
             entries.append(self._queued(event))
-            return True
-        before = len(entries)
-        index = self._indexes.get(event.source)
-        found = index.find(event.subject) if index is not None else ()
-        if event.source in self._by_content:
-            found = (*found, *self._find_by_content(event))
+        else:
+            index = self._indexes.get(event.source)
+            found = index.find(event.subject) if index is not None else ()
+            if event.source in self._by_content:
+                found = (*found, *self._find_by_content(event))
         for lane, trigger in found:
             captures = trigger.matches(event)
             if captures is None:
@@ -104,6 +109,8 @@ class Intake:
             if len(entries) == before or all(entry.function != name for entry in entries[before:]):
                 key = function.order_key(event, trigger, captures) if function.ordered else None
                 entries.append(Entry(name, event, (trigger, captures), key))
+        if event.attributes is not NOTHING and ATTRIBUTE in event.attributes:
+            self._look_closer(entries[before:])
         return len(entries) > before
 
     def _find_by_content(self, event: Event) -> Iterator[tuple[Lane, Trigger]]:
@@ -144,10 +151,31 @@ class Intake:
         """Journal an event for one function. trigger: None for a direct invocation."""
         if event.time is None:
             event.time = self._clock.time()
+        if (lineage := self.lineage()) is not None:
+            inherit(event, lineage)
         if captures is None and trigger is not None:
             captures = trigger.wants(event)
         captures, function = captures or NOTHING, self.lanes[name].function
-        return self._accept([Entry(name, event, (trigger, captures), function.order_key(event, trigger, captures))])
+        entries = [Entry(name, event, (trigger, captures), function.order_key(event, trigger, captures))]
+        self._look_closer(entries)
+        return self._accept(entries)
+
+    def _look_closer(self, entries: Sequence[Entry]) -> None:
+        """Have the engine look at those that may not run before it runs them: it does at what has no hint."""
+        for entry in entries:
+            lane = self.lanes.get(entry.function) or self.queues.get(entry.function)
+            if lane is not None and exhausted(entry.event, lane.function.name):
+                entry.hint = None
+
+    def lineage(self) -> Lineage | None:
+        """What an event inherits that is brought about here; None outside of handlers."""
+        of = cause.get()
+        return self.lineage_after(of) if isinstance(of, Claim) else of
+
+    def lineage_after(self, claim: Claim) -> Lineage:
+        """What is inherited from an attempt at the claim; what was redriven begins anew."""
+        lane = self.lanes.get(claim.function) or self.queues.get(claim.function)
+        return extend(claim.function if lane is None else lane.function.name, () if claim.redriven else (claim.event,))
 
     def accept_again(self, name: str, events: Sequence[Event]) -> tuple[asyncio.Future[int], int]:
         """Journal events for a function, or a queue, that had them before; and of how many none of its triggers wants anything any more."""
@@ -155,8 +183,7 @@ class Intake:
         entries: list[Entry] = []
         for event in events:
             found = None if lane is None else self.rebind(lane, event)
-            if found is not None:
-                assert lane is not None
+            if lane is not None and found is not None and (found[0] is None or lane.function.lets_in(found[0], event)):
                 entries.append(Entry(name, event, found, lane.function.order_key(event, *found)))
             elif name not in self.lanes:  # a queue keeps what nobody takes from it
                 entries.append(Entry(name, event))
@@ -218,15 +245,17 @@ class Intake:
 
     def forward(self, target: str, message: Message) -> asyncio.Future[int]:
         """Journal what goes to a destination; see `Router.forward`."""
-        return self._accept(self.addressed(target, message))
+        return self._accept(self.addressed(target, message, self.lineage()))
 
-    def addressed(self, target: str, message: Message) -> list[Entry]:
-        """What is to be journalled for a message to go to a destination such as `"sqs:NAME"`."""
+    def addressed(self, target: str, message: Message, lineage: Lineage | None) -> list[Entry]:
+        """What is to be journalled for a message to go to a destination such as `"sqs:NAME"`, and what it inherits."""
         to = parse_destination(target, "destination")
         if to.scheme not in self.senders:
             raise ConfigError(f"{target!r}: nothing can be sent to {to.scheme!r}{suggest(to.scheme, self.senders)}")
         event = self.senders[to.scheme](to.name, message)
         event.time = self._clock.time()
+        if lineage is not None:
+            inherit(event, lineage)
         entries: list[Entry] = []
         if to.scheme == "lambda":
             entries.append(Entry(to.name, event))

@@ -16,6 +16,7 @@ from eventrouter.idempotency import unserializable
 from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Claim, Entry, Journal, Note
 from eventrouter.lanes import Lane
+from eventrouter.lineage import ATTRIBUTE
 from eventrouter.model import (
     Dead,
     Decision,
@@ -99,7 +100,10 @@ class Settlement:
         if claim.attempts < queue.receives:
             reason, message = "EventAgeExceeded", f"it was in the queue for {self._clock.monotonic() - claim.born:.0f} s, of {queue.keep:g}"
         dead = Dead(reason, reason, message, claim.attempts)
-        entries = self._intake.addressed(queue.dlq, letter(claim.event, None, claim.id, dead)) if queue.dlq is not None else []
+        entries: list[Entry] = []
+        if queue.dlq is not None:
+            copy, lineage = letter(claim.event, None, claim.id, dead), claim.event.attributes.get(ATTRIBUTE)
+            entries = self._intake.addressed(queue.dlq, copy, lineage)
         self._write(None, claim, dead, dead.error_message, entries)
 
     def _settle_as(
@@ -156,7 +160,7 @@ class Settlement:
         entries: list[Entry] = []
         for address, message in messages:
             try:
-                entries += self._intake.addressed(address, message)
+                entries += self._intake.addressed(address, message, self._intake.lineage_after(claim))
             except Exception:  # a plugin's; the invocation must end all the same
                 log.exception(
                     "%s: nothing of %s goes to %s", lane.name, claim.id, address,

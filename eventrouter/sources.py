@@ -64,6 +64,8 @@ class Intake(Protocol):
 
     def forward(self, target: str, message: Message) -> asyncio.Future[int]: ...
 
+    def lineage(self) -> Mapping[str, int] | None: ...
+
     def request(self, binding: Binding, event: Event, captures: Mapping[str, str]) -> Awaitable[Outcome]: ...
 
     async def receive(self, source: str, subject: str, count: int, hide: float) -> list[Received]: ...
@@ -123,6 +125,15 @@ class Router:
     def wants(self, binding: Binding, event: Event) -> bool:
         """Whether the function's `where` lets an event through. A source that picks functions itself asks before `request`."""
         return self._intake.wants(binding, event)
+
+    @property
+    def lineage(self) -> Mapping[str, int] | None:
+        """What an event inherits from the handler that this is called in; None outside of one.
+
+        `deliver` hands it on by itself. A source that hears of its event later, from outside, puts it into `attributes["lineage"]`, so that
+        functions that start each other without end are found out.
+        """
+        return self._intake.lineage()
 
     def forward(self, target: str, message: Message) -> asyncio.Future[int]:
         """Journal what goes to a destination such as `"sqs:NAME"`; a receipt as of `deliver`.

@@ -488,7 +488,12 @@ class JournalContract:
         waiting, again = await self.claims(journal, 2)
         assert numbers([waiting, again]) == [2, 1]
         assert (again.attempts, again.born) == (0, clock.monotonic())
+        assert (waiting.redriven, again.redriven) == (False, True)
         assert again.id != letter.id
+        journal.settle(again, RetryAt(clock.time(), 1))
+        journal.want("f", 1)
+        (retried,) = await self.claims(journal, 1)
+        assert retried.redriven
 
     async def test_purge(self, journal: Journal) -> None:
         await self.bury(journal, "f", 1)

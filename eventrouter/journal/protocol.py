@@ -33,12 +33,22 @@ class Claim:
 
     id: names this invocation for ever, of UUID shape. attempts: those charged so far. born: when it was accepted, in
     the clock's monotonic seconds, which no setting of the clock makes older. deaths: of the router, in a row, while it ran.
+    redriven: it was a dead letter before.
     """
 
-    __slots__ = ("attempts", "born", "deaths", "event", "function", "hint", "id", "key")
+    __slots__ = ("attempts", "born", "deaths", "event", "function", "hint", "id", "key", "redriven")
 
     def __init__(
-        self, id: str, function: str, event: Event, attempts: int, born: float, hint: Any = None, key: str | None = None, deaths: int = 0
+        self,
+        id: str,
+        function: str,
+        event: Event,
+        attempts: int,
+        born: float,
+        hint: Any = None,
+        key: str | None = None,
+        deaths: int = 0,
+        redriven: bool = False,
     ) -> None:
         self.id = id
         self.function = function
@@ -48,6 +58,7 @@ class Claim:
         self.hint = hint
         self.key = key
         self.deaths = deaths
+        self.redriven = redriven
 
 
 class Note(msgspec.Struct, frozen=True):
