@@ -25,7 +25,8 @@ from eventrouter.model import (
     Trigger,
     Wild,
 )
-from eventrouter.retry import exponential, fixed, lambda_
+from eventrouter.paths import json_path
+from eventrouter.retry import delays, exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
 from eventrouter.wildcards import Wildcards
 
@@ -65,10 +66,12 @@ __all__ = [
     "Wild",
     "Wildcards",
     "call_from_thread",
+    "delays",
     "exponential",
     "fixed",
     "hookimpl",
     "invoke",
+    "json_path",
     "lambda_",
     "on",
     "on_start",

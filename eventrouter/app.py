@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from eventrouter import crashpoints
 from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
-from eventrouter.destinations import parse_destination
+from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
 from eventrouter.errors import ConfigError, JournalError, suggest
 from eventrouter.functions import Collected, Function, collect, load
@@ -112,17 +112,28 @@ class App:
                 if trigger.source not in self.plugins.by_name:
                     raise ConfigError(f"{function.place}: {function.name}: no plugin is installed for {trigger.source!r} triggers")
             for what in ("dlq", "on_success", "on_failure"):
-                self._check_destination(function, what)
+                self._check_policy_destination(function, what)
         for plugin in self.plugins.by_name.values():
+            for place, target in plugin.forwards(self.config.plugins.get(plugin.name)) if plugin.forwards is not None else ():
+                self._check_destination(place, target)
             if plugin.check is not None:
                 pairs = [(binding.function.name, binding.trigger) for binding in self._bindings(plugin.name)]
                 plugin.check(self.config.plugins.get(plugin.name), pairs)
 
-    def _check_destination(self, function: Function, what: str) -> None:
+    def _check_policy_destination(self, function: Function, what: str) -> None:
         target = getattr(function.policy, what)
         if target is None:
             return
         place = f"{function.place}: {function.name}: {what}"
+        to = self._check_destination(place, target)
+        probe = Event(to.scheme, "", to.name)
+        # Of those with a pattern it can't be told here.
+        mine = [trigger for trigger in function.triggers if trigger.source == to.scheme and trigger.content_pattern is None]
+        if any(trigger.matches(probe) is not None for trigger in mine) or (to.scheme, to.name) == ("lambda", function.name):
+            raise ConfigError(f"{place}={target!r}: that starts {function.name} itself, and it would never end; send it elsewhere")
+
+    def _check_destination(self, place: str, target: str) -> Destination:
+        """Raises ConfigError that begins with `place` when nothing can be sent there."""
         to = parse_destination(target, place)
         known = {"lambda", *(name for name, plugin in self.plugins.by_name.items() if plugin.destination)}
         if to.scheme not in known:
@@ -135,11 +146,7 @@ class App:
                 check(to.name)
             except ConfigError as error:
                 raise ConfigError(f"{place}={target!r}: {error}") from None
-        probe = Event(to.scheme, "", to.name)
-        # Of those with a pattern it can't be told here.
-        mine = [trigger for trigger in function.triggers if trigger.source == to.scheme and trigger.content_pattern is None]
-        if any(trigger.matches(probe) is not None for trigger in mine) or (to.scheme, to.name) == ("lambda", function.name):
-            raise ConfigError(f"{place}={target!r}: that starts {function.name} itself, and it would never end; send it elsewhere")
+        return to
 
     def _bindings(self, source: str) -> list[Binding]:
         return [Binding(f, trigger) for f in self.functions.values() for trigger in f.triggers if trigger.source == source]

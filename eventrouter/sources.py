@@ -17,7 +17,7 @@ from eventrouter.destinations import Message
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Journal, Received
-from eventrouter.model import NOTHING, Event, HttpRequest, Notice, Outcome, Response, Trigger
+from eventrouter.model import NOTHING, Event, HttpRequest, Notice, Outcome, Response, Stream, Trigger
 from eventrouter.notices import Notices
 
 log = logging.getLogger("eventrouter.sources")
@@ -66,7 +66,7 @@ class Intake(Protocol):
 
     def lineage(self) -> Mapping[str, int] | None: ...
 
-    def request(self, binding: Binding, event: Event, captures: Mapping[str, str]) -> Awaitable[Outcome]: ...
+    def request(self, binding: Binding, event: Event, captures: Mapping[str, str], stream: Stream | None) -> Awaitable[Outcome]: ...
 
     async def receive(self, source: str, subject: str, count: int, hide: float) -> list[Received]: ...
 
@@ -146,19 +146,33 @@ class Router:
         """Raise InvalidPayload when the function's handler can't be given this event."""
         binding.function.binders[binding.trigger].check(event, captures)
 
-    def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING) -> Awaitable[Outcome]:
+    def request(
+        self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None
+    ) -> Awaitable[Outcome]:
         """Run the function now and await its outcome; nothing is journalled or retried.
 
+        stream: awaited with what the handler gave when that is an iterator, or a Response with one as its body, while time-out and
+            concurrency still hold; what it returns is the result. Whatever the handler is, the iterator is an async one.
         Raises Throttled when no concurrency is left. A payload that does not validate is
         `Failed(error_type="InvalidPayload")`.
         """
-        return self._intake.request(binding, event, captures)
+        return self._intake.request(binding, event, captures, stream)
 
     @property
     def endpoints(self) -> list[Endpoint]:
         """The HTTP endpoints of all sources, for the source that listens."""
         assert self._health is not None
         return [endpoint for source in self._health.sources.values() for endpoint in source.endpoints()]
+
+    @property
+    def url(self) -> str:
+        """Where the endpoints are, such as `http://127.0.0.1:8080`, once every source has started; empty: nothing listens."""
+        return "" if self._health is None else self._health.url
+
+    def listens(self, url: str) -> None:
+        """The source that serves the endpoints says where it does."""
+        assert self._health is not None
+        self._health.url = url
 
     @property
     def fault(self) -> str:
@@ -184,9 +198,14 @@ class Router:
         """Small durable state of this source's own."""
         return await self._journal.get(f"{self.name}/{key}")
 
-    async def put(self, key: str, value: bytes | None) -> None:
-        """Return when it is on disk; None deletes."""
-        await self._journal.put(f"{self.name}/{key}", value)
+    async def put(self, key: str, value: bytes | None, ttl: float | None = None) -> None:
+        """Return when it is on disk; None deletes. ttl: seconds that it is kept."""
+        await self._journal.put(f"{self.name}/{key}", value, ttl=ttl)
+
+    async def keys(self, prefix: str) -> list[str]:
+        """Those that begin so and have a value."""
+        own = len(self.name) + 1
+        return [key[own:] for key in await self._journal.keys(f"{self.name}/{prefix}")]
 
     crash_point = staticmethod(crash_point)
 
@@ -291,6 +310,7 @@ class Supervisor:
         self._journal_fault = journal_fault
         self.notices = notices
         self.ready = asyncio.Event()  # every source has been live
+        self.url = ""  # of the endpoints
         for source in sources.values():
             source.router._health = self
 

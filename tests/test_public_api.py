@@ -10,7 +10,8 @@ PUBLIC = {
     "HttpRequest",
     "Idempotent", "Interrupted", "Message", "Notice", "Outcome", "PartialFailure", "Plugin", "Queue", "Received", "Reject", "Response",
     "Retry", "Router", "Source", "Succeeded", "TimedOut", "Trigger", "Wild", "Wildcards",
-    "call_from_thread", "exponential", "fixed", "hookimpl", "invoke", "lambda_", "on", "on_start", "on_stop", "seconds",
+    "call_from_thread", "delays", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "on", "on_start", "on_stop",
+    "seconds",
 }  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,7 +44,9 @@ def sample_command(source: str, arguments: tuple[str, ...]) -> None:
     eventrouter sample s3
     eventrouter sample sns | eventrouter invoke FUNCTION -
     """
-    samples = {name: plugin.sample for name, plugin in load_plugins().by_name.items() if plugin.sample is not None}
+    samples: dict[str, Callable[..., Any]] = {}
+    for name, plugin in load_plugins().by_name.items():
+        samples |= {name: plugin.sample} if callable(plugin.sample) else plugin.sample or {}
     if source not in samples:
         raise ConfigError(f"sample: no source is named {source!r}{suggest(source, samples)}; there are {', '.join(sorted(samples))}")
     words, options = _split(f"sample {source}", arguments)
