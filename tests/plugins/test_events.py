@@ -436,6 +436,42 @@ async def test_what_is_told_while_the_journal_refuses_comes_when_it_accepts(tmp_
     assert sorted(got) == ["ACCEPTING", "REFUSING"]
 
 
+async def test_a_loop_by_way_of_the_routers_own_events_is_ended(tmp_path: Path) -> None:
+    @on(events({"source": ["loop"]}))
+    async def fails(payload: Any) -> None:
+        raise Reject("no")
+
+    @on(events({"source": ["eventrouter"]}))
+    async def watch(payload: Any) -> None:
+        await Bus().put("again", {}, source="loop")
+
+    async with app_of(tmp_path, fails, watch) as app:
+        await send(app, '{"Source": "loop", "DetailType": "d", "Detail": "{}"}')
+        await until(lambda: app.engine.lanes["fails"].dead + app.engine.lanes["watch"].dead > app.engine.lanes["watch"].succeeded + 1)
+        assert app.engine.lanes["watch"].succeeded <= 16
+
+
+async def test_thousands_of_rules_are_not_asked_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[EventsTrigger] = []
+    got: list[int] = []
+
+    def rule(number: int) -> Callable[..., Any]:
+        @on(events({"source": ["shop"], "detail": {"n": [number]}}), name=f"rule{number}")
+        async def work(detail: dict[str, int]) -> None:
+            got.append(number)
+
+        work.__name__ = f"rule{number}"
+        return work
+
+    matches = EventsTrigger.matches
+    monkeypatch.setattr(EventsTrigger, "matches", lambda trigger, event: asked.append(trigger) or matches(trigger, event))
+    async with app_of(tmp_path, *map(rule, range(2000))) as app:
+        await send(app, '{"Source": "shop", "DetailType": "d", "Detail": "{\\"n\\": 1234}"}')
+        await until(lambda: got)
+    assert got == [1234]
+    assert len(asked) == 1
+
+
 async def test_nobody_who_listens_costs_nothing(tmp_path: Path) -> None:
     @on(local("work"))
     async def work(payload: Any) -> None:
