@@ -13,11 +13,11 @@ from typing import Any, Final
 import msgspec
 from aiohttp import ClientSession, DummyCookieJar
 
-from eventrouter import Endpoint, Event, HttpRequest, Message, Notice, Response, Router, Source
+from eventrouter import Endpoint, Event, HttpRequest, Message, Notice, Response, Router, Source, patterns
 from eventrouter.errors import ConfigError, JournalError
-from eventrouter_events import EventsConfig, cloudevents
+from eventrouter_events import EventsConfig, EventsTrigger, cloudevents
 from eventrouter_events.own import event_of_notice
-from eventrouter_events.shapes import BadEntryError, check_bus, check_entries, event_of_entry, event_of_message, event_of_shape
+from eventrouter_events.shapes import BadEntryError, check_bus, check_entries, event_of_entry, event_of_message, event_of_shape, shape
 
 _KEPT: Final = 100  # of the router's own events while the journal takes none
 _TITLES: Final = {
@@ -36,6 +36,11 @@ class EventsSource(Source[EventsConfig]):
         super().__init__(config, router)
         self._session: ClientSession | None = None
         self._kept: deque[Event] = deque(maxlen=_KEPT)
+        self._rules: patterns.Rules[str] = patterns.Rules()  # of the bus that the router's own events are on
+        for function, trigger in router.bindings:
+            assert isinstance(trigger, EventsTrigger)
+            if trigger.bus == "default" and trigger.content_pattern is not None:
+                self._rules.add(trigger.content_pattern, function.name)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -157,7 +162,7 @@ class EventsSource(Source[EventsConfig]):
 
     def heard(self, notice: Notice) -> None:
         event = event_of_notice(notice, self.router.clock.time())
-        if all(binding.trigger.wants(event) is None for binding in self.router.bindings):
+        if not self._rules.find(shape(event)):
             return
         self._keep(event)
         if not self.router.fault:
