@@ -40,7 +40,9 @@ def make(
     **more: Any,
 ) -> Event:
     """An event on a bus. detail: as it came. id: of its source's own; repeats of it run once. more: attributes; None is left out."""
-    event = Event("events", detail_type, bus, detail, content_type, id=id and f"{source} {id}", time=time)
+    # Ids are unique within a source only. Without spaces in the source no two pairs are written alike.
+    unique = None if id is None else f"{source.replace('%', '%25').replace(' ', '%20')} {id}"
+    event = Event("events", detail_type, bus, detail, content_type, id=unique, time=time)
     more = {name: value for name, value in more.items() if value is not None}
     event.attributes = {"id": id or event.id, "source": source, "resources": list(resources), **more}
     return event

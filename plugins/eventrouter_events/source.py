@@ -122,7 +122,7 @@ class EventsSource(Source[EventsConfig]):
             return _problem(503, "the event could not be written; send it again", {"Retry-After": "1"})
         except (ValueError, ConfigError) as error:
             return _problem(400, str(error))
-        ids = [event.attributes["id"] for event in events]
+        ids = [event.id for event in events]  # as `eventrouter event` knows them
         batch = (request.header("content-type") or "").strip().lower().startswith(cloudevents.BATCH)
         return Response({"ids": ids} if batch else {"id": ids[0]}, 202)
 

@@ -106,7 +106,7 @@ async def test_what_the_sdk_sends_arrives(tmp_path: Path, mode: str, data: Any, 
     message = sdk.to_structured_event(event) if mode == "structured" else sdk.to_binary_event(event)
     async with app_of(tmp_path, take, handler) as app:
         status, answer = await post(app, message.body, message.headers)
-        assert (status, answer) == (202, {"id": "1"})
+        assert (status, answer) == (202, {"id": "/sensors 1"})
         await until(lambda: found and shaped)
     assert shaped[0] == {
         "version": "0",
@@ -131,7 +131,7 @@ async def test_a_batch_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
         kind = {"Content-Type": "application/cloudevents-batch+json; charset=utf-8"}
         status, problem = await post(app, json.dumps([*rows, {**MINIMAL, "id": ""}]), kind)
         assert (status, problem["detail"].partition(" ")[0]) == (400, "[3]:")
-        assert await post(app, json.dumps(rows), kind) == (202, {"ids": ["0", "1", "2"]})
+        assert await post(app, json.dumps(rows), kind) == (202, {"ids": ["/sensors 0", "/sensors 1", "/sensors 2"]})
         assert await post(app, "[]", kind) == (202, {"ids": []})
         await until(lambda: len(found) == 3)
     assert sorted(event.json()["n"] for event in found) == [0, 1, 2]
@@ -149,6 +149,17 @@ async def test_a_repeat_of_source_and_id_runs_once(tmp_path: Path) -> None:
         ("/others", "1"),
         ("/sensors", "2"),
     }
+
+
+async def test_no_two_pairs_of_source_and_id_are_taken_for_one(tmp_path: Path) -> None:
+    found, _, take, _ = collector()
+    async with app_of(tmp_path, take) as app:
+        for source, id in (("a b", "c"), ("a", "b c"), ("a%20b", "c")):
+            status, answer = await post(app, json.dumps({**MINIMAL, "source": source, "id": id}), {"Content-Type": CE})
+            assert status == 202
+        await until(lambda: len(found) == 3)
+        assert found[-1].id == answer["id"]
+    assert [event.attributes["source"] for event in found] == ["a b", "a", "a%20b"]
 
 
 async def test_each_bus_has_its_path(tmp_path: Path) -> None:
@@ -224,7 +235,7 @@ async def test_the_conformance_suites_requests(tmp_path: Path, cases: Path) -> N
         folder.mkdir()
         async with app_of(folder, take, handler) as app:
             request = case["request"]
-            assert await post(app, request["body"], request["headers"]) == (202, {"id": case["attributes"]["id"]})
+            assert await post(app, request["body"], request["headers"]) == (202, {"id": "/mycontext/subcontext 1234-1234-1234"})
             await until(lambda: found and shaped)
         want = case["attributes"]
         event = shaped[0]
