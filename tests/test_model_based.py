@@ -203,11 +203,16 @@ class JournalMachine(Machine):
             for _ in range(3):
                 await self.journal.flush()
 
-    @rule(function=st.sampled_from("fg"), keys=st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=4), take=st.booleans())
-    def accept(self, function: str, keys: list[str | None], take: bool) -> None:
+    @rule(
+        function=st.sampled_from("fg"),
+        keys=st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=4),
+        take=st.booleans(),
+        delay=st.sampled_from([0.0, 0.0, 5.0]),
+    )
+    def accept(self, function: str, keys: list[str | None], take: bool, delay: float) -> None:
         async def accept() -> None:
             entries = [
-                Entry(function, Event("test", "t", "s", msgspec.json.encode({"n": self.next_number()}), time=1.0), None, key)
+                Entry(function, Event("test", "t", "s", msgspec.json.encode({"n": self.next_number()}), time=1.0), None, key, delay)
                 for key in keys
             ]
             first = self.journal._seq

@@ -16,7 +16,7 @@ import msgspec
 
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Received, Whereabouts
+from eventrouter.journal.protocol import Claim, Letter, LetterQuery, QueueDepth, Received, Whereabouts
 from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, claim_seq, make
 from eventrouter.model import Event
 
@@ -117,7 +117,7 @@ _TAKE_MANY: Final = (
 _OF_KEY: Final = "FROM invocation INDEXED BY keyed WHERE function = ? AND key = ? AND state < 2"
 _FIRST: Final = f"SELECT state, seq {_OF_KEY} ORDER BY seq LIMIT 1"
 _LAST: Final = f"SELECT state {_OF_KEY} ORDER BY seq DESC LIMIT 1"
-_BEHIND: Final = f"SELECT seq, attempts, accepted, event, key, deaths, state {_OF_KEY} AND seq > ? ORDER BY seq LIMIT ?"
+_BEHIND: Final = f"SELECT seq, attempts, accepted, event, key, deaths, due, state {_OF_KEY} AND seq > ? ORDER BY seq LIMIT ?"
 _NEXT_DUE: Final = "SELECT due FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? AND due > ? ORDER BY due LIMIT 1"
 _LETTERS: Final = """SELECT seq, function, reason, error_type, error_message, attempts, due, event FROM invocation INDEXED BY dead
     WHERE state = 2 AND seq > ?1 AND (?2 IS NULL OR function = ?2) AND (?3 IS NULL OR ?3 IN (reason, error_type))
@@ -130,8 +130,16 @@ _FORGET: Final = """DELETE FROM invocation WHERE seq IN (
     SELECT seq FROM invocation INDEXED BY done WHERE state = 3 AND due <= ? ORDER BY due LIMIT ?)"""
 _PURGE: Final = "DELETE FROM invocation WHERE seq = ? AND state = 2"
 _RECEIVE: Final = "UPDATE invocation SET attempts = attempts + 1, due = ? WHERE seq = ?"
-_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state = 0 RETURNING function, key"
-_HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND attempts = ? AND state = 0"
+# What was received behind another of its key is parked, as all behind the first; the attempts tell that it was.
+_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state <= 0 RETURNING function, key"
+_HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND attempts = ? AND state <= 0"
+_EXPIRED: Final = """SELECT seq, attempts, accepted, event, key, deaths FROM invocation INDEXED BY waiting
+    WHERE state = 0 AND function = ? AND due <= ? AND accepted < ? ORDER BY due, seq"""
+# The parked first: else some would be there with nothing before them.
+_WAITING: Final = "SELECT seq, key FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? AND seq < ? LIMIT ?"
+_PARKED: Final = """SELECT seq, key FROM invocation INDEXED BY keyed
+    WHERE key IS NOT NULL AND state < 2 AND state = -1 AND function = ? AND seq < ? LIMIT ?"""
+_DEPTH: Final = """SELECT sum(due > ?1 AND attempts > 0), sum(due > ?1 AND attempts = 0), count(*) FROM invocation"""
 _NOTE: Final = "INSERT INTO state VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET value = ?2, expires = ?3"
 _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM invocation WHERE "
 
@@ -341,6 +349,10 @@ class Database:
         self._run(_INSERT, 6, rows)
         self.live += len(rows) // 6
 
+    def delay(self, rows: Sequence[tuple[float, int]]) -> None:
+        """rows: (due, seq) of those just inserted that may not run yet."""
+        self._connection.executemany("UPDATE invocation SET due = ? WHERE seq = ?", rows)
+
     def repeats(self, keys: Sequence[Any], now: float) -> set[int]:
         """Remember what was not seen before; the seqs of what was. keys, flat: source, event id, function, seq, accepted."""
         seqs = keys[3::5]
@@ -412,10 +424,10 @@ class Database:
                 heads.append(claim)
         else:
             rows.close()
-            self._take_keyed(heads, claims, born, limit, room)
+            self._take_keyed(heads, claims, now, born, limit, room)
             return claims, None, self._execute(_NEXT_DUE, (function, now)).get
         rows.close()
-        self._take_keyed(heads, claims, born, limit, room)
+        self._take_keyed(heads, claims, now, born, limit, room)
         return claims, after, None
 
     def _take_many(
@@ -440,7 +452,7 @@ class Database:
         claims = [RowClaim(seq, function, event, 0, at + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
         return claims, (last_due, seqs[-1])
 
-    def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], born: float, limit: int, room: int) -> None:
+    def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], now: float, born: float, limit: int, room: int) -> None:
         """Mark what has a key as running, and take with it what is parked behind it."""
         marked = [head.seq for head in heads]
         for head in heads:
@@ -448,8 +460,8 @@ class Database:
             if head.attempts or count <= 0:  # a head that was tried before comes alone: if it fails again, all would go back again
                 continue
             rows = self._rows(_BEHIND, (head.function, head.key, head.seq, count))
-            for seq, attempts, accepted, packed, key, deaths, state in rows:
-                if state != PARKED or len(packed) > room:
+            for seq, attempts, accepted, packed, key, deaths, due, state in rows:
+                if state != PARKED or due > now or len(packed) > room:
                     break
                 room -= len(packed)
                 marked.append(seq)
@@ -460,25 +472,88 @@ class Database:
 
     def receive(
         self, queue: str, now: float, born: float, count: int, hide: float, most: int, keep: float
-    ) -> tuple[list[Received], list[RowClaim]]:
+    ) -> tuple[list[Received], list[RowClaim], float | None]:
+        """The last is when there may be more, though nothing happens."""
         received: list[Received] = []
         spent: list[RowClaim] = []
+        later = self._execute(_NEXT_DUE, (queue, now)).get
         rows = self._execute(_DUE, (queue, now, *START))
-        for seq, attempts, accepted, packed, key, deaths, _ in rows:
-            if len(received) + len(spent) == count:
+        for head in rows:
+            room = count - len(received) - len(spent)
+            if not room:
                 break
-            if seq in self.taken:
+            if head[0] in self.taken:
                 continue
-            event = _readable(packed)
-            if attempts >= most or now - accepted > keep:
-                spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths))
-            else:
-                received.append(Received(claim_id(seq), event, attempts + 1))
+            chain = [head]
+            if head[4] is not None:
+                held = self._behind(queue, chain, now, room)
+                if held is not None:
+                    later = held if later is None else min(later, held)
+                    continue
+            over = None
+            for seq, attempts, accepted, packed, key, deaths, *_ in chain:
+                ends = attempts >= most or now - accepted > keep
+                if over is not None and ends != over:
+                    break  # those behind dead ones are looked at when these have ended
+                over = ends
+                event = _readable(packed)
+                if ends:
+                    spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths))
+                else:
+                    received.append(Received(claim_id(seq), event, attempts + 1))
         rows.close()
         for message in received:
             self._execute(_RECEIVE, (now + hide, claim_seq(message.id)))
         self._run(_TAKE, 1, [claim.seq for claim in spent])
-        return received, spent
+        return received, spent, later
+
+    def _behind(self, queue: str, chain: list[Any], now: float, room: int) -> float | None:
+        """Add to the first of a key what may be received with it; when one of those is held, until when."""
+        rows = self._execute(_BEHIND, (queue, chain[0][4], chain[0][0], -1))
+        held = None
+        for row in rows:
+            attempts, due = row[1], row[6]
+            if due > now:
+                held = due if attempts else None  # else it is a delay
+                break
+            if len(chain) < room:
+                chain.append(row)
+            elif not attempts:  # nor was any behind it received
+                break
+        rows.close()
+        return held
+
+    def expired(self, queue: str, now: float, born: float, keep: float, count: int) -> list[RowClaim]:
+        found: list[RowClaim] = []
+        rows = self._execute(_EXPIRED, (queue, now, now - keep))
+        for seq, attempts, accepted, packed, key, deaths in rows:
+            if len(found) == count:
+                break
+            if seq not in self.taken:
+                found.append(RowClaim(seq, queue, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
+        rows.close()
+        self._run(_TAKE, 1, [claim.seq for claim in found])
+        return found
+
+    def clear(self, queue: str, before: int) -> int:
+        """Delete some of what waits and came before that seq; 0: there is none left."""
+        for statement in (_PARKED, _WAITING):
+            rows = [row for row in self._rows(statement, (queue, before, _SLICE + len(self.taken))) if row[0] not in self.taken]
+            if rows:
+                self._run(_DELETE, 1, [seq for seq, _ in rows])
+                self.live -= len(rows)
+                self.promote(dict.fromkeys((queue, key) for _, key in rows if key is not None))
+                return len(rows)
+        return 0
+
+    def queue_depth(self, queue: str, now: float) -> QueueDepth:
+        held = delayed = count = 0
+        for where in ("INDEXED BY waiting WHERE state = 0", "INDEXED BY keyed WHERE key IS NOT NULL AND state < 2 AND state = -1"):
+            some = self._rows(f"{_DEPTH} {where} AND function = ?2", (now, queue))[0]
+            held, delayed, count = held + (some[0] or 0), delayed + (some[1] or 0), count + some[2]
+        run = "SELECT count(*) FROM invocation WHERE function = ? AND seq IN (SELECT value FROM json_each(?))"
+        running: int = self._execute(run, (queue, msgspec.json.encode(list(self.taken)).decode())).get
+        return QueueDepth(count - held - delayed - running, held, delayed)
 
     def remove(self, seq: int, receives: int) -> tuple[bool, list[str]]:
         """Whether it was there, and the functions of which a row that was parked behind it waits now."""
