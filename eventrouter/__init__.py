@@ -13,7 +13,7 @@ from eventrouter.invoking import call_from_thread, invoke
 from eventrouter.journal.protocol import Received
 from eventrouter.model import Context, Event, Failed, HttpRequest, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
 from eventrouter.retry import exponential, fixed, lambda_
-from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
+from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Terms
 from eventrouter.wildcards import Wildcards
 
 __version__ = "0.1.0"
@@ -46,6 +46,7 @@ __all__ = [
     "Router",
     "Source",
     "Succeeded",
+    "Terms",
     "TimedOut",
     "Trigger",
     "Wild",

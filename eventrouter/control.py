@@ -73,7 +73,10 @@ class Operations:
         assert app.supervisor is not None
         depth = await app.journal.depth()
         functions = {
-            name: {key: getattr(lane, key) for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "active")}
+            name: {
+                key: getattr(lane, key)
+                for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "filtered", "active")
+            }
             | {"journal": depth.get(name, {})}
             for name, lane in {**app.engine.lanes, **app.engine.intake.queues}.items()
             if lane is not None

@@ -25,11 +25,16 @@ class Destination(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What is sent there. body: JSON, or what could not be read as it. about: the event that it is a copy of, if it is one."""
+    """What is sent there. body: JSON, or what could not be read as it. about: the event that it is a copy of, if it is one.
+
+    key: the order that it belongs to; once: it is a repeat of another with the same one; where the destination knows such things.
+    """
 
     body: bytes
     attributes: Mapping[str, str | int]
     about: Event | None = None
+    key: str | None = None
+    once: str | None = None
 
 
 def parse_destination(text: str, what: str) -> Destination:

@@ -218,6 +218,11 @@ class Function:
         self._path = self._read_order()
         self.ordered = policy.order_by is not None or any(type(t).order_key is not Trigger.order_key for t in self.triggers)
         self._check_batch()
+        for trigger in self.triggers:
+            try:
+                trigger.check(policy)
+            except ConfigError as error:
+                raise ConfigError(f"{self.place}: {self.name}: {error}") from None
         self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
 
     def _read_order(self) -> Callable[[Any], str | None] | None:

@@ -13,12 +13,12 @@ from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message, parse_destination
 from eventrouter.errors import ConfigError, suggest
 from eventrouter.functions import Policy
-from eventrouter.journal.protocol import Entry, Journal
+from eventrouter.journal.protocol import Entry, Journal, Note
 from eventrouter.lanes import Lane
 from eventrouter.model import NOTHING, Event, Trigger
 from eventrouter.retry import fixed
 from eventrouter.routing import Index
-from eventrouter.sources import Binding, Queue
+from eventrouter.sources import Binding, Queue, Terms
 
 log = logging.getLogger("eventrouter")
 
@@ -30,6 +30,7 @@ class Intake:
 
     unmatched: events that no trigger wanted. repeats: events that had been accepted before.
     queueing: by source, what the router is to know of one of its queues; its events wait there until somebody takes them.
+    terms: by source, how each of those waits.
     senders: by destination's scheme, what makes a message for a name there an event.
     opened: called with the lane of each queue that a function takes from.
     """
@@ -40,6 +41,7 @@ class Intake:
         self.unmatched = 0
         self.repeats = 0
         self.queueing: dict[str, Callable[[str], Queue]] = {}
+        self.terms: dict[str, Callable[[Event], Terms]] = {}
         self.senders: dict[str, Callable[[str, Message], Event]] = {
             "lambda": lambda name, message: Event("invoke", "lambda.invoke", name, message.body)
         }
@@ -66,7 +68,7 @@ class Intake:
     def _add(self, event: Event, entries: list[Entry]) -> bool:
         """Add an entry for each that wants the event; whether there is one."""
         if event.source in self.queueing:
-            entries.append(self._queued(event))
+            self.enqueue(event, entries)
             return True
         before = len(entries)
         index = self._indexes.get(event.source)
@@ -95,13 +97,26 @@ class Intake:
         captures, function = captures or NOTHING, self.lanes[name].function
         return self._accept([Entry(name, event, (trigger, captures), function.order_key(event, trigger, captures))])
 
-    def _queued(self, event: Event) -> Entry:
+    def enqueue(self, event: Event, entries: list[Entry]) -> None:
+        """Add an entry for an event of a source with queues, unless the function that takes from its queue does not want it."""
         lane = self.queue(event.source, event.subject)
-        name = f"{event.source}:{event.subject}"
-        if lane is None or lane.trigger is None:
-            return Entry(name, event)
-        captures = lane.trigger.matches(event) or NOTHING
-        return Entry(name, event, (lane.trigger, captures), lane.function.order_key(event, lane.trigger, captures))
+        terms = self.terms[event.source](event)
+        key, hint = terms.key, None
+        if lane is not None and lane.trigger is not None:
+            if not lane.trigger.wants(event):
+                self.filtered(lane, event)
+                return
+            captures = lane.trigger.matches(event) or NOTHING
+            hint = lane.trigger, captures
+            if key is None:
+                key = lane.function.order_key(event, lane.trigger, captures)
+        note = None if terms.once is None else Note(f"{event.source}/{terms.once}", event.id.encode(), terms.window)
+        entries.append(Entry(f"{event.source}:{event.subject}", event, hint, key, terms.delay, note))
+
+    @staticmethod
+    def filtered(lane: Lane, event: Event) -> None:
+        lane.filtered += 1
+        log.debug("%s: %s does not want %r; it is deleted", lane.name, lane.trigger, event, extra={"action": "event.filtered"})
 
     def queue(self, source: str, subject: str) -> Lane | None:
         """The lane of a queue; None: no function takes from it."""
@@ -156,7 +171,8 @@ class Intake:
         if to.scheme not in self.senders:
             raise ConfigError(f"{target!r}: nothing can be sent to {to.scheme!r}{suggest(to.scheme, self.senders)}")
         event = self.senders[to.scheme](to.name, message)
-        event.time = self._clock.time()
+        if event.time is None:
+            event.time = self._clock.time()
         entries: list[Entry] = []
         if to.scheme == "lambda":
             entries.append(Entry(to.name, event))

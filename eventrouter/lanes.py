@@ -19,7 +19,7 @@ class Lane:
 
     window: how many claims it may hold. triggers: that its events may be for; trigger: of a queue's lane, the one.
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
-    The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled).
+    The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled, filtered).
     """
 
     __slots__ = (
@@ -30,6 +30,7 @@ class Lane:
         "dead",
         "expiry",
         "failed",
+        "filtered",
         "function",
         "name",
         "policy",
@@ -66,7 +67,7 @@ class Lane:
         self.ripening: Timer | None = None
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
-        self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
+        self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = self.filtered = 0
         self.queue: deque[Claim] = deque()
         self._chains: dict[str, deque[Claim]] = {}  # of each key that is queued or runs: what comes after it
 

@@ -198,6 +198,13 @@ class Trigger:
         """The captured wildcards when this trigger wants the event, else None."""
         raise NotImplementedError(f"{type(self).__name__}.matches")
 
+    def check(self, policy: Any) -> None:
+        """Raise ConfigError when a function of this `Policy` can't have the trigger; called at load."""
+
+    def wants(self, event: Event) -> bool:
+        """For messages of queues whose subject matches: False deletes it, and it is counted as filtered."""
+        return True
+
     def order_key(self, event: Event) -> str | None:
         """Events that are equal here run one after another, in their order; a function's `order_by` goes first. None: in any order."""
         return None

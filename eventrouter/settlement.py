@@ -78,14 +78,20 @@ class Settlement:
                 trigger = found[0] if found is not None else None
         self._settle_as(lane, claim, Dead(reason, reason, message, claim.attempts), message, trigger)
 
-    def bury_unread(self, claim: Claim, queue: Queue) -> None:
-        """Dead-letter a message of a queue that was received too often, or has stayed too long."""
+    def pass_over(self, lane: Lane, claim: Claim) -> None:
+        """The function does not want the message, so nobody does."""
+        self._journal.settle(claim, _DONE)
+        self._intake.filtered(lane, claim.event)
+
+    def bury_unread(self, claim: Claim, queue: Queue, lane: Lane | None) -> None:
+        """Dead-letter a message of a queue that was received too often, or has stayed too long. lane: the queue's, if it has one."""
         reason, message = "RetriesExhausted", f"it was received {claim.attempts} times and never deleted"
         if claim.attempts < queue.receives:
             reason, message = "EventAgeExceeded", f"it was in the queue for {self._clock.monotonic() - claim.born:.0f} s, of {queue.keep:g}"
         dead = Dead(reason, reason, message, claim.attempts)
-        entries = self._intake.addressed(queue.dlq, letter(claim.event, None, claim.id, dead)) if queue.dlq is not None else []
-        self._write(None, claim, dead, dead.error_message, entries)
+        dlq = queue.dlq if lane is None else lane.policy.dlq
+        entries = self._intake.addressed(dlq, letter(claim.event, None, claim.id, dead)) if dlq is not None else []
+        self._write(lane, claim, dead, dead.error_message, entries)
 
     def _settle_as(
         self,

@@ -16,8 +16,8 @@ import msgspec
 
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Claim, Letter, LetterQuery, QueueDepth, Received, Whereabouts
-from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, claim_seq, make
+from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Whereabouts
+from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, make
 from eventrouter.model import Event
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
@@ -129,17 +129,6 @@ _REDRIVE: Final = """UPDATE invocation SET seq = ?1, due = ?2, accepted = ?2, at
 _FORGET: Final = """DELETE FROM invocation WHERE seq IN (
     SELECT seq FROM invocation INDEXED BY done WHERE state = 3 AND due <= ? ORDER BY due LIMIT ?)"""
 _PURGE: Final = "DELETE FROM invocation WHERE seq = ? AND state = 2"
-_RECEIVE: Final = "UPDATE invocation SET attempts = attempts + 1, due = ? WHERE seq = ?"
-# What was received behind another of its key is parked, as all behind the first; the attempts tell that it was.
-_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state <= 0 RETURNING function, key"
-_HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND attempts = ? AND state <= 0"
-_EXPIRED: Final = """SELECT seq, attempts, accepted, event, key, deaths FROM invocation INDEXED BY waiting
-    WHERE state = 0 AND function = ? AND due <= ? AND accepted < ? ORDER BY due, seq"""
-# The parked first: else some would be there with nothing before them.
-_WAITING: Final = "SELECT seq, key FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? AND seq < ? LIMIT ?"
-_PARKED: Final = """SELECT seq, key FROM invocation INDEXED BY keyed
-    WHERE key IS NOT NULL AND state < 2 AND state = -1 AND function = ? AND seq < ? LIMIT ?"""
-_DEPTH: Final = """SELECT sum(due > ?1 AND attempts > 0), sum(due > ?1 AND attempts = 0), count(*) FROM invocation"""
 _NOTE: Final = "INSERT INTO state VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET value = ?2, expires = ?3"
 _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM invocation WHERE "
 
@@ -467,103 +456,6 @@ class Database:
                 marked.append(seq)
                 claims.append(RowClaim(seq, head.function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
         self._run(_TAKE, 1, marked)
-
-    # Queues
-
-    def receive(
-        self, queue: str, now: float, born: float, count: int, hide: float, most: int, keep: float
-    ) -> tuple[list[Received], list[RowClaim], float | None]:
-        """The last is when there may be more, though nothing happens."""
-        received: list[Received] = []
-        spent: list[RowClaim] = []
-        later = self._execute(_NEXT_DUE, (queue, now)).get
-        rows = self._execute(_DUE, (queue, now, *START))
-        for head in rows:
-            room = count - len(received) - len(spent)
-            if not room:
-                break
-            if head[0] in self.taken:
-                continue
-            chain = [head]
-            if head[4] is not None:
-                held = self._behind(queue, chain, now, room)
-                if held is not None:
-                    later = held if later is None else min(later, held)
-                    continue
-            over = None
-            for seq, attempts, accepted, packed, key, deaths, *_ in chain:
-                ends = attempts >= most or now - accepted > keep
-                if over is not None and ends != over:
-                    break  # those behind dead ones are looked at when these have ended
-                over = ends
-                event = _readable(packed)
-                if ends:
-                    spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths))
-                else:
-                    received.append(Received(claim_id(seq), event, attempts + 1))
-        rows.close()
-        for message in received:
-            self._execute(_RECEIVE, (now + hide, claim_seq(message.id)))
-        self._run(_TAKE, 1, [claim.seq for claim in spent])
-        return received, spent, later
-
-    def _behind(self, queue: str, chain: list[Any], now: float, room: int) -> float | None:
-        """Add to the first of a key what may be received with it; when one of those is held, until when."""
-        rows = self._execute(_BEHIND, (queue, chain[0][4], chain[0][0], -1))
-        held = None
-        for row in rows:
-            attempts, due = row[1], row[6]
-            if due > now:
-                held = due if attempts else None  # else it is a delay
-                break
-            if len(chain) < room:
-                chain.append(row)
-            elif not attempts:  # nor was any behind it received
-                break
-        rows.close()
-        return held
-
-    def expired(self, queue: str, now: float, born: float, keep: float, count: int) -> list[RowClaim]:
-        found: list[RowClaim] = []
-        rows = self._execute(_EXPIRED, (queue, now, now - keep))
-        for seq, attempts, accepted, packed, key, deaths in rows:
-            if len(found) == count:
-                break
-            if seq not in self.taken:
-                found.append(RowClaim(seq, queue, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
-        rows.close()
-        self._run(_TAKE, 1, [claim.seq for claim in found])
-        return found
-
-    def clear(self, queue: str, before: int) -> int:
-        """Delete some of what waits and came before that seq; 0: there is none left."""
-        for statement in (_PARKED, _WAITING):
-            rows = [row for row in self._rows(statement, (queue, before, _SLICE + len(self.taken))) if row[0] not in self.taken]
-            if rows:
-                self._run(_DELETE, 1, [seq for seq, _ in rows])
-                self.live -= len(rows)
-                self.promote(dict.fromkeys((queue, key) for _, key in rows if key is not None))
-                return len(rows)
-        return 0
-
-    def queue_depth(self, queue: str, now: float) -> QueueDepth:
-        held = delayed = count = 0
-        for where in ("INDEXED BY waiting WHERE state = 0", "INDEXED BY keyed WHERE key IS NOT NULL AND state < 2 AND state = -1"):
-            some = self._rows(f"{_DEPTH} {where} AND function = ?2", (now, queue))[0]
-            held, delayed, count = held + (some[0] or 0), delayed + (some[1] or 0), count + some[2]
-        run = "SELECT count(*) FROM invocation WHERE function = ? AND seq IN (SELECT value FROM json_each(?))"
-        running: int = self._execute(run, (queue, msgspec.json.encode(list(self.taken)).decode())).get
-        return QueueDepth(count - held - delayed - running, held, delayed)
-
-    def remove(self, seq: int, receives: int) -> tuple[bool, list[str]]:
-        """Whether it was there, and the functions of which a row that was parked behind it waits now."""
-        removed = self._rows(_REMOVE, (seq, receives))
-        self.live -= len(removed)
-        return bool(removed), self.promote((function, key) for function, key in removed if key is not None)
-
-    def hide(self, seq: int, receives: int, until: float) -> bool:
-        self._execute(_HIDE, (until, seq, receives))
-        return self._connection.changes() == 1
 
     # What operators ask for
 

@@ -19,6 +19,7 @@ import msgspec
 
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
+from eventrouter.journal import queues
 from eventrouter.journal.database import Database, RowClaim
 from eventrouter.journal.protocol import Claim, Entry, Letter, LetterQuery, Note, QueueDepth, Received, Whereabouts
 from eventrouter.journal.running import Running
@@ -208,7 +209,7 @@ class SqliteJournal:
                 self._listeners[listener] = queue  # before it looks, or it would miss what comes meanwhile
             try:
                 now, monotonic = self._clock.time(), self._clock.monotonic()
-                look = partial(Database.receive, queue=queue, now=now, born=monotonic - now, count=count, hide=hide, most=most, keep=keep)
+                look = partial(queues.receive, queue=queue, now=now, born=monotonic - now, count=count, hide=hide, most=most, keep=keep)
                 asked = self._ask(look)
                 try:
                     received, spent, later = await asyncio.shield(asked)
@@ -249,17 +250,17 @@ class SqliteJournal:
 
     async def expired(self, queue: str, keep: float, count: int) -> list[Claim]:
         now, monotonic = self._clock.time(), self._clock.monotonic()
-        return self._adopt(queue, await self._ask(lambda database: database.expired(queue, now, monotonic - now, keep, count)))
+        return self._adopt(queue, await self._ask(lambda database: queues.expired(database, queue, now, monotonic - now, keep, count)))
 
     async def clear(self, queue: str) -> int:
         before, total = self._seq, 0
-        while some := await self._ask(lambda database: database.clear(queue, before), wakes=True):  # in slices, as `find`
+        while some := await self._ask(lambda database: queues.clear(database, queue, before), wakes=True):  # in slices, as `find`
             total += some
         return total
 
     async def queue_depth(self, queue: str) -> QueueDepth:
         now = self._clock.time()
-        found = await self._ask(lambda database: database.queue_depth(queue, now))
+        found = await self._ask(lambda database: queues.queue_depth(database, queue, now))
         running = sum(claim.function == queue for claim in self._running.values())
         return msgspec.structs.replace(found, held=found.held + running)
 
@@ -267,14 +268,14 @@ class SqliteJournal:
         seq = claim_seq(id)
         if seq is None:
             return False
-        removed, woken = await self._ask(lambda database: database.remove(seq, receives))
+        removed, woken = await self._ask(lambda database: queues.remove(database, seq, receives))
         if woken:
             await self._ask(_nothing, wakes=True)
         return removed
 
     async def hide(self, id: str, receives: int, seconds: float) -> bool:
         seq, until = claim_seq(id), self._clock.time() + seconds
-        return seq is not None and await self._ask(lambda database: database.hide(seq, receives, until), wakes=True)
+        return seq is not None and await self._ask(lambda database: queues.hide(database, seq, receives, until), wakes=True)
 
     async def find(self, event_id: str) -> list[Whereabouts]:
         now = self._clock.time()
@@ -350,13 +351,13 @@ class SqliteJournal:
             return
         ended = [operation for operation in commit.settled if not isinstance(operation, int)]
         accepts = [*commit.accepts, *(operation.copies for operation in ended if operation.copies is not None)]
-        queues = {operation.function for operation in ended}
-        queues.update(entry.function for accept in accepts for entry in accept.entries)
-        self._wake_listeners(queues)
+        names = {operation.function for operation in ended}
+        names.update(entry.function for accept in accepts for entry in accept.entries)
+        self._wake_listeners(names)
 
-    def _wake_listeners(self, queues: Set[str] | None = None) -> None:
+    def _wake_listeners(self, names: Set[str] | None = None) -> None:
         for listener, queue in self._listeners.items():
-            if queues is None or queue in queues:
+            if names is None or queue in names:
                 _wake(listener)
 
     def _changed(self, pressure: str) -> None:

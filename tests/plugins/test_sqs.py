@@ -589,7 +589,7 @@ async def test_what_waits_in_order_behind_a_message_goes_on_when_that_is_deleted
     async with app_of(tmp_path, closed, clock=clock):
         for text in ("first", "second"):
             await jobs.send({"key": "k", "text": text})
-        (head,) = await jobs.receive(10, visibility=1000)
+        (head,) = await jobs.receive(1, visibility=1000)
         assert head.json()["text"] == "first"
 
     @on(sqs("jobs"), order_by="$.key")
