@@ -10,7 +10,7 @@ from eventrouter.errors import EventRouterError, Reject, Retry
 from eventrouter.functions import Idempotent, on, on_start, on_stop
 from eventrouter.hookspecs import Finding, Plugin, hookimpl
 from eventrouter.invoking import call_from_thread, invoke
-from eventrouter.journal.protocol import Received
+from eventrouter.journal.protocol import QueueDepth, Received
 from eventrouter.model import Context, Event, Failed, HttpRequest, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
 from eventrouter.retry import exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Terms
@@ -39,6 +39,7 @@ __all__ = [
     "PartialFailure",
     "Plugin",
     "Queue",
+    "QueueDepth",
     "Received",
     "Reject",
     "Response",
