@@ -13,6 +13,9 @@ from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
+from eventrouter.errors import EventRouterError
+from eventrouter.patterns import Pattern
+
 _prefix: str
 REGION: Final = "local"
 ACCOUNT: Final = "000000000000"
@@ -187,23 +190,35 @@ class Trigger:
     path: where the trigger stands in the router's index over `event.subject` split at "/": literal
         segments, `Wild.ONE`, `Wild.REST`. It may let too much through; `matches` has the last word.
     names: the named wildcards that `matches` captures, in order.
+    content_pattern: what `view(event)` must match besides; the router holds events against the patterns of
+        many triggers at once. What doesn't match in a queue is deleted.
     """
 
     source: ClassVar[str]
     mode: Mode = "event"
     path: tuple[str | Wild, ...] = (Wild.REST,)
     names: tuple[str, ...] = ()
+    content_pattern: Pattern | None = None
 
     def matches(self, event: Event) -> Mapping[str, str] | None:
-        """The captured wildcards when this trigger wants the event, else None."""
+        """The captured wildcards when this trigger wants the event, else None. `content_pattern` is not its affair."""
         raise NotImplementedError(f"{type(self).__name__}.matches")
 
     def check(self, policy: Any) -> None:
         """Raise ConfigError when a function of this `Policy` can't have the trigger; called at load."""
 
-    def wants(self, event: Event) -> bool:
-        """For messages of queues whose subject matches: False deletes it, and it is counted as filtered."""
-        return True
+    @staticmethod
+    def view(event: Event) -> Any:
+        """The JSON object that `content_pattern` is held against; made once for all triggers of this function."""
+        return event.json()
+
+    def wants(self, event: Event) -> Mapping[str, str] | None:
+        """As `matches`, and only if `content_pattern` matches."""
+        captures = self.matches(event)
+        if captures is None or self.content_pattern is None:
+            return captures
+        seen = viewed(self.view, event)
+        return captures if seen is not None and self.content_pattern.matches(seen) else None
 
     def order_key(self, event: Event) -> str | None:
         """Events that are equal here run one after another, in their order; a function's `order_by` goes first. None: in any order."""
@@ -220,6 +235,15 @@ class Trigger:
     def __str__(self) -> str:
         """What `eventrouter list` shows: `mqtt sensors/{device}/temperature`."""
         return self.source
+
+
+def viewed(view: Callable[[Event], Any], event: Event) -> dict[str, Any] | None:
+    """What a pattern is held against; None, which no pattern matches, where that is no JSON object."""
+    try:
+        seen = view(event)
+    except (msgspec.MsgspecError, EventRouterError, ValueError):  # its data isn't JSON
+        return None
+    return seen if isinstance(seen, dict) else None
 
 
 class Context:
@@ -289,6 +313,20 @@ class HttpRequest(msgspec.Struct, frozen=True):
         """The first header of that name, in any case."""
         wanted = name.lower()
         return next((value for key, value in self.headers if key.lower() == wanted), None)
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What happened to the router itself, or to a function; see `Source`.
+
+    kind, and its detail, in JSON types:
+    "dead": the function `about` has a dead letter: `id, reason, error_type, error_message, attempts, event` (an envelope without data).
+    "throttled": requests to the function `about` found no concurrency: `throttles` since the last notice, `concurrency`.
+    "source", "journal": the source `about`, or the journal, has changed: `state` ("live", "lost"; "accepting", "refusing"), `reason`.
+    """
+
+    kind: Literal["dead", "throttled", "source", "journal"]
+    about: str
+    detail: Mapping[str, Any]
 
 
 # What became of one attempt.

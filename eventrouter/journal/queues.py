@@ -6,15 +6,15 @@ from typing import Any, Final
 
 import msgspec
 
-from eventrouter.journal.database import _BEHIND, _DELETE, _DUE, _NEXT_DUE, _SLICE, _TAKE, START, Database, RowClaim, _readable
+from eventrouter.journal.database import _BEHIND, _DELETE, _DUE, _NEXT_DUE, _SLICE, _TAKE, START, Database, RowClaim
 from eventrouter.journal.protocol import QueueDepth, Received
-from eventrouter.journal.schema import claim_id, claim_seq
+from eventrouter.journal.schema import claim_id, claim_seq, readable
 
 _RECEIVE: Final = "UPDATE invocation SET attempts = attempts + 1, due = ? WHERE seq = ?"
 # What was received behind another of its key is parked, as all behind the first; the attempts tell that it was.
 _REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state <= 0 RETURNING function, key"
 _HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND attempts = ? AND state <= 0"
-_EXPIRED: Final = """SELECT seq, attempts, accepted, event, key, deaths FROM invocation INDEXED BY waiting
+_EXPIRED: Final = """SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL FROM invocation INDEXED BY waiting
     WHERE state = 0 AND function = ? AND due <= ? AND accepted < ? ORDER BY due, seq"""
 # The parked first: else some would be there with nothing before them.
 _WAITING: Final = "SELECT seq, key FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? AND seq < ? LIMIT ?"
@@ -44,14 +44,14 @@ def receive(
                 later = held if later is None else min(later, held)
                 continue
         over = None
-        for seq, attempts, accepted, packed, key, deaths, *_ in chain:
+        for seq, attempts, accepted, packed, key, deaths, redriven, *_ in chain:
             ends = attempts >= most or now - accepted > keep
             if over is not None and ends != over:
                 break  # those behind dead ones are looked at when these have ended
             over = ends
-            event = _readable(packed)
+            event = readable(packed)
             if ends:
-                spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths))
+                spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths, bool(redriven)))
             else:
                 received.append(Received(claim_id(seq), event, attempts + 1))
     rows.close()
@@ -66,7 +66,7 @@ def _behind(database: Database, queue: str, chain: list[Any], now: float, room: 
     rows = database._execute(_BEHIND, (queue, chain[0][4], chain[0][0], -1))
     held = None
     for row in rows:
-        attempts, due = row[1], row[6]
+        attempts, due = row[1], row[7]
         if due > now:
             held = due if attempts else None  # else it is a delay
             break
@@ -81,11 +81,11 @@ def _behind(database: Database, queue: str, chain: list[Any], now: float, room: 
 def expired(database: Database, queue: str, now: float, born: float, keep: float, count: int) -> list[RowClaim]:
     found: list[RowClaim] = []
     rows = database._execute(_EXPIRED, (queue, now, now - keep))
-    for seq, attempts, accepted, packed, key, deaths in rows:
+    for seq, attempts, accepted, packed, key, deaths, redriven in rows:
         if len(found) == count:
             break
         if seq not in database.taken:
-            found.append(RowClaim(seq, queue, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
+            found.append(RowClaim(seq, queue, readable(packed), attempts, accepted + born, len(packed), None, key, deaths, bool(redriven)))
     rows.close()
     database._run(_TAKE, 1, [claim.seq for claim in found])
     return found

@@ -53,6 +53,7 @@ class HttpSource(Source[HttpConfig]):
         self._runner, self._site = runner, site
         address = runner.addresses[0]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
+        self.router.listens(self.url)
         if self.router.bindings and not is_loopback(host):
             routes = ", ".join(str(binding.trigger) for binding in self.router.bindings)
             self.router.log.warning("anyone who reaches %s can call %s", self.url, routes, extra={"action": "http.open"})
@@ -112,7 +113,7 @@ class HttpSource(Source[HttpConfig]):
             allowed |= (await resource.resolve(request))[1]
         if allowed:
             return problem(405, f"{request.path} answers {', '.join(sorted(allowed))}", Allow=", ".join(sorted(allowed)))
-        return problem(404, f"no function answers {request.method} {request.path}")
+        return _unwanted(request)
 
     def _served(self, endpoint: Endpoint) -> Handle:
         """An endpoint of another source's."""
@@ -136,10 +137,13 @@ class HttpSource(Source[HttpConfig]):
 
     def _answered(self, binding: Binding) -> Handle:
         run, clock, trigger = self.router.request, self.router.clock, binding.trigger
+        filtered = binding.function.where is not None
 
         async def handle(request: web.Request) -> web.Response:
             try:
                 event = await _event(request, clock.time())
+                if filtered and not self.router.wants(binding, event):
+                    return _unwanted(request)
                 outcome = await run(binding, event, request.match_info if trigger.names else _NONE)
             except web.HTTPRequestEntityTooLarge:
                 return self._too_large()
@@ -150,9 +154,13 @@ class HttpSource(Source[HttpConfig]):
         return handle
 
     def _journalled(self, binding: Binding) -> Handle:
+        filtered = binding.function.where is not None
+
         async def handle(request: web.Request) -> web.Response:
             try:
                 event = await _event(request, self.router.clock.time())
+                if filtered and not self.router.wants(binding, event):
+                    return _unwanted(request)
                 self.router.check(binding, event, request.match_info if binding.trigger.names else _NONE)
                 await self.router.deliver_to(binding, event)
                 self.router.crash_point("ack.before")
@@ -189,6 +197,10 @@ class HttpSource(Source[HttpConfig]):
         if isinstance(outcome, TimedOut):
             return problem(504, f"the function did not answer within {outcome.seconds:g} s")
         return problem(503, "the router is shutting down", **{"Retry-After": "1"})
+
+
+def _unwanted(request: web.Request) -> web.Response:
+    return problem(404, f"no function answers {request.method} {request.path}")
 
 
 _NONE: Mapping[str, str] = {}

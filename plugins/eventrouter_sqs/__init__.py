@@ -56,22 +56,20 @@ class QueueTrigger(Trigger):
         self.path = self._wildcards.path
         self.names = self._wildcards.names
         self.fifo = is_fifo(queue)
-        self._filters = [] if filter is None else _compile(filter, queue)
+        self.content_pattern = None if filter is None else _compile(filter, queue)
 
     def matches(self, event: Event) -> Mapping[str, str] | None:
         return self._wildcards.match(event.subject) if is_fifo(event.subject) == self.fifo else None
 
-    def wants(self, event: Event) -> bool:
-        if not self._filters:
-            return True
+    @staticmethod
+    def view(event: Event) -> Any:
+        """The record, with a body that is a JSON object decoded."""
         it = record(event)
         try:
             body = event.json()
         except (msgspec.DecodeError, UnicodeDecodeError):
-            body = None
-        if isinstance(body, dict):
-            it["body"] = body
-        return any(pattern.matches(it) for pattern in self._filters)
+            return it
+        return it | {"body": body} if isinstance(body, dict) else it
 
     def check(self, policy: Any) -> None:
         if not self.fifo:
@@ -85,7 +83,7 @@ class QueueTrigger(Trigger):
         return {"Records": [record(event) for event in events]}
 
     def __str__(self) -> str:
-        return f"sqs {self.text}" + (" (filtered)" if self._filters else "")
+        return f"sqs {self.text}" + (" (filtered)" if self.content_pattern else "")
 
 
 Filter = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
@@ -105,12 +103,13 @@ def sqs(queue: str, filter: Filter | None = None) -> QueueTrigger:
     return QueueTrigger(queue, filter)
 
 
-def _compile(filter: Filter, queue: str) -> list[patterns.Pattern]:
-    several = filter if isinstance(filter, Sequence) and not isinstance(filter, str) else [filter]
+def _compile(filter: Filter, queue: str) -> patterns.Pattern:
+    several = [filter] if isinstance(filter, str | Mapping) else list(filter)
     if not 1 <= len(several) <= MOST_FILTERS:
         raise ConfigError(f"sqs({queue!r}): filter has {len(several)} patterns: 1 to {MOST_FILTERS}")
     try:
-        return [patterns.compile(pattern) for pattern in several]
+        each = [patterns.compile(pattern) for pattern in several]
+        return each[0] if len(each) == 1 else patterns.compile({"$or": [pattern.source for pattern in each]})
     except patterns.PatternError as error:
         raise ConfigError(f"sqs({queue!r}): filter: {error}") from None
 

@@ -171,11 +171,19 @@ def ordered(body: bytes, group: str | None, dedupe: str | None, *, by_content: b
 
 def died(event: Event, dlq: str) -> Event:
     """A dead message in its dead-letter queue: the same message, which came from another queue. A FIFO queue dates it anew."""
-    attributes = {key: value for key, value in event.attributes.items() if key != "delay"} | {"from": event.subject}
+    attributes = {key: event.attributes[key] for key in ("messageAttributes", "fifo") if key in event.attributes} | {"from": event.subject}
     time = None if is_fifo(dlq) else event.time
     made = Event("sqs", "sqs.moved", dlq, event.data, event.content_type, id=event.id, time=time, attributes=attributes)
     made.dedupe = False  # it may die again
     return made
+
+
+def redriven(event: Event, queue: str, number: str) -> Event:
+    """What a dead message is in the queue that it goes back to: a new one. number: its place there, if that is a FIFO queue."""
+    attributes: dict[str, Any] = {"messageAttributes": attributes_of(event)}
+    if "fifo" in event.attributes:
+        attributes["fifo"] = {**event.attributes["fifo"], "SequenceNumber": number}
+    return Event("sqs", "sqs.moved", queue, event.data, event.content_type, attributes=attributes)
 
 
 def text_of(event: Event) -> str:

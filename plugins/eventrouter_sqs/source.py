@@ -22,6 +22,7 @@ from eventrouter_sqs.messages import (
     md5_of_attributes,
     ordered,
     read_attributes,
+    redriven,
     sent,
     system_of,
     text_of,
@@ -73,9 +74,9 @@ class SqsSource(Source[SqsConfig]):
             return died(about, name)
         fifo = None
         if is_fifo(name):
-            if message.key is None:
+            if message.group is None:
                 raise ConfigError(f"sqs:{name}: what goes to a FIFO queue needs a group")
-            fifo = self._ordered(name, message.body, message.key, message.once, by_content=message.once is None)
+            fifo = self._ordered(name, message.body, message.group, message.dedupe, by_content=True)
         return sent(name, message.body, typed(message.attributes), None, fifo)
 
     def make(
@@ -145,10 +146,7 @@ class SqsSource(Source[SqsConfig]):
             if target is None or is_fifo(target) != is_fifo(queue):
                 strays += 1
                 return None
-            attributes = {key: value for key, value in event.attributes.items() if key not in ("from", "delay")}
-            if "fifo" in attributes:
-                attributes["fifo"] = {**attributes["fifo"], "SequenceNumber": self._next_number()}
-            return Event("sqs", "sqs.moved", target, event.data, event.content_type, attributes=attributes)
+            return redriven(event, target, self._next_number())
 
         moved = await self.router.move(queue, sys.maxsize if count is None else count, becomes)
         if strays:

@@ -299,8 +299,8 @@ async def test_a_fifo_queues_own_delay_is_of_all_its_messages(tmp_path: Path, cl
 async def test_what_is_forwarded_to_a_fifo_queue_has_a_group(tmp_path: Path) -> None:
     async with app_of(tmp_path, toml=FIFO) as app:
         router = app.sources["local"].router
-        assert await router.forward("sqs:orders.fifo", Message(b"x", {"k": "v"}, key="g", once="1")) == 1
-        assert await router.forward("sqs:orders.fifo", Message(b"y", {}, key="g", once="1")) == 0
+        assert await router.forward("sqs:orders.fifo", Message(b"x", {"k": "v"}, group="g", dedupe="1")) == 1
+        assert await router.forward("sqs:orders.fifo", Message(b"y", {}, group="g", dedupe="1")) == 0
         (message,) = await orders.receive(10)
         assert (message.body, message.attributes, message.system["MessageGroupId"]) == ("x", {"k": "v"}, "g")
         with pytest.raises(ConfigError, match="needs a group"):
@@ -474,10 +474,10 @@ async def test_what_the_filter_does_not_want_is_deleted(tmp_path: Path, caplog: 
 
 def test_a_filter_of_text(tmp_path: Path) -> None:
     trigger = sqs("jobs", filter='{"body": [{"prefix": "urgent"}]}')
-    assert trigger.wants(Event("sqs", "", "jobs", b"urgent: mail"))
-    assert not trigger.wants(Event("sqs", "", "jobs", b"mail"))
-    assert not trigger.wants(Event("sqs", "", "jobs", b'{"urgent": 1}'))
-    assert not trigger.wants(Event("sqs", "", "jobs", b"\xff"))
+    assert trigger.wants(Event("sqs", "", "jobs", b"urgent: mail")) == {}
+    assert trigger.wants(Event("sqs", "", "jobs", b"mail")) is None
+    assert trigger.wants(Event("sqs", "", "jobs", b'{"urgent": 1}')) is None
+    assert trigger.wants(Event("sqs", "", "jobs", b"\xff")) is None
     assert str(trigger) == "sqs jobs (filtered)"
 
 
@@ -499,8 +499,8 @@ def test_a_filter_in_the_config(tmp_path: Path) -> None:
     toml = "[functions.idle]\non = [{ sqs = 'jobs', filter = { body = { kind = ['order'] } } }]"
     app = app_of(tmp_path, toml=toml)
     trigger = app.functions["idle"].triggers[1]
-    assert trigger.wants(Event("sqs", "", "jobs", b'{"kind": "order"}'))
-    assert not trigger.wants(Event("sqs", "", "jobs", b"{}"))
+    assert trigger.wants(Event("sqs", "", "jobs", b'{"kind": "order"}')) == {}
+    assert trigger.wants(Event("sqs", "", "jobs", b"{}")) is None
 
 
 # Batches
