@@ -31,6 +31,7 @@ from eventrouter.model import (
     Outcome,
     Release,
     RetryAt,
+    Stream,
     Succeeded,
     TimedOut,
     Trigger,
@@ -148,11 +149,19 @@ class Engine:
 
     # Requests
 
-    async def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING) -> Outcome:
+    async def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None) -> Outcome:
         """Run the function now, in the caller's task. Raises Throttled."""
-        return await self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures)
+        return await self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures, stream=stream)
 
-    async def invoke(self, lane: Lane, trigger: Trigger | None, event: Event, captures: Mapping[str, str], id: str = "") -> Outcome:
+    async def invoke(
+        self,
+        lane: Lane,
+        trigger: Trigger | None,
+        event: Event,
+        captures: Mapping[str, str],
+        id: str = "",
+        stream: Stream | None = None,
+    ) -> Outcome:
         """As `request`, for any lane. id: of the invocation; the event's when empty."""
         if self._stopping:
             return Interrupted()
@@ -178,7 +187,7 @@ class Engine:
             if lane.policy.batch is not None:
                 (outcome,) = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
             elif lane.policy.idempotent is None:
-                outcome = await self._attempts.run(lane, lane.function.binders[trigger], event, captures, id, 1, slot)
+                outcome = await self._attempts.run(lane, lane.function.binders[trigger], event, captures, id, 1, slot, stream)
             else:
                 outcome, note = await self._attempt_once(lane, lane.policy.idempotent, (trigger, captures), event, id, 1, slot)
                 if note is not None:

@@ -191,6 +191,7 @@ class Function:
     place: `file:line` of the handler. binders: per trigger, how an event becomes arguments.
     ordered: whether its events have keys. where: the policy's, compiled.
     is_lambda: whether the handler is a plain `(event, context)` Lambda function.
+    streams: whether the handler is an async generator, whose chunks are its answer.
     """
 
     __slots__ = (
@@ -206,6 +207,7 @@ class Function:
         "ordered",
         "place",
         "policy",
+        "streams",
         "triggers",
         "where",
     )
@@ -218,9 +220,9 @@ class Function:
         self.place = f"{code.co_filename}:{code.co_firstlineno}"
         self.policy = policy
         self.triggers = tuple(triggers)
-        self.is_async = inspect.iscoroutinefunction(handler)
-        if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-            raise ConfigError(f"{self.place}: {self.name} yields; a handler returns its answer")
+        self.streams = inspect.isasyncgenfunction(handler)
+        self.is_async = self.streams or inspect.iscoroutinefunction(handler)
+        self._check_yields()
         self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "thread")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
@@ -237,6 +239,18 @@ class Function:
             except ConfigError as error:
                 raise ConfigError(f"{self.place}: {self.name}: {error}") from None
         self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
+
+    def _check_yields(self) -> None:
+        if inspect.isgeneratorfunction(self.handler):
+            raise ConfigError(f"{self.place}: {self.name} yields; a handler returns its answer, or streams it as an `async def`")
+        if not self.streams:
+            return
+        for trigger in self.triggers:
+            if trigger.mode != "request":
+                raise ConfigError(f"{self.place}: {self.name} yields, and nobody waits for what {trigger} starts; return the result")
+        for keyword in ("batch", "idempotent"):
+            if getattr(self.policy, keyword) is not None:
+                raise ConfigError(f"{self.place}: {self.name} yields, so {keyword}= has no result to go by; drop one of the two")
 
     def _read_order(self) -> Callable[[Any], str | None] | None:
         order = self.policy.order_by

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from types import MappingProxyType
@@ -290,7 +290,10 @@ class Context:
 
 
 class Response(msgspec.Struct, frozen=True):
-    """A typed HTTP answer. body: `None`, `str`, `bytes`, or anything that JSON can say."""
+    """A typed HTTP answer.
+
+    body: `None`, `str`, `bytes`, anything that JSON can say, or an iterator of chunks (async or not), which is streamed.
+    """
 
     body: Any = None
     status: int = 200
@@ -327,6 +330,10 @@ class Notice(msgspec.Struct, frozen=True):
     kind: Literal["dead", "throttled", "source", "journal"]
     about: str
     detail: Mapping[str, Any]
+
+
+# Consumes an answer of chunks; what it returns stands for the answer.
+Stream = Callable[[Any], Awaitable[Any]]
 
 
 # What became of one attempt.

@@ -17,7 +17,7 @@ from eventrouter.destinations import Message
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Journal, QueueDepth, Received
-from eventrouter.model import NOTHING, Event, HttpRequest, Notice, Outcome, Response, Trigger
+from eventrouter.model import NOTHING, Event, HttpRequest, Notice, Outcome, Response, Stream, Trigger
 from eventrouter.notices import Notices
 
 log = logging.getLogger("eventrouter.sources")
@@ -77,7 +77,7 @@ class Intake(Protocol):
 
     def lineage(self) -> Mapping[str, int] | None: ...
 
-    def request(self, binding: Binding, event: Event, captures: Mapping[str, str]) -> Awaitable[Outcome]: ...
+    def request(self, binding: Binding, event: Event, captures: Mapping[str, str], stream: Stream | None) -> Awaitable[Outcome]: ...
 
     async def receive(self, source: str, subject: str, count: int, hide: float, wait: float) -> list[Received]: ...
 
@@ -161,13 +161,17 @@ class Router:
         """Raise InvalidPayload when the function's handler can't be given this event."""
         binding.function.binders[binding.trigger].check(event, captures)
 
-    def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING) -> Awaitable[Outcome]:
+    def request(
+        self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None
+    ) -> Awaitable[Outcome]:
         """Run the function now and await its outcome; nothing is journalled or retried.
 
+        stream: awaited with what the handler gave when that is an iterator, or a Response with one as its body, while time-out and
+            concurrency still hold; what it returns is the result. Whatever the handler is, the iterator is an async one.
         Raises Throttled when no concurrency is left. A payload that does not validate is
         `Failed(error_type="InvalidPayload")`.
         """
-        return self._intake.request(binding, event, captures)
+        return self._intake.request(binding, event, captures, stream)
 
     @property
     def endpoints(self) -> list[Endpoint]:

@@ -56,12 +56,6 @@ def check_name(name: str, what: str = "sqs queue") -> str:
     return name
 
 
-def check_destination(name: str) -> None:
-    """What goes to a destination has no group. Raises ConfigError."""
-    if is_fifo(check_name(name)):
-        raise ConfigError(f"sqs queue {name!r}: what comes here has no group; send it to a queue that is not FIFO")
-
-
 def is_fifo(name: str) -> bool:
     return name.endswith(FIFO)
 

@@ -72,12 +72,15 @@ class SqsSource(Source[SqsConfig]):
         about = message.about
         if about is not None and about.source == self.name:
             return died(about, name)
-        fifo = None
-        if is_fifo(name):
-            if message.group is None:
-                raise ConfigError(f"sqs:{name}: what goes to a FIFO queue needs a group")
-            fifo = self._ordered(name, message.body, message.group, message.dedupe, by_content=True)
-        return sent(name, message.body, typed(message.attributes), None, fifo)
+        made = sent(name, message.body, typed(message.attributes))
+        if is_fifo(name):  # dead letters have no group of their own, and are no repeats of each other
+            made.attributes = {
+                **made.attributes,
+                "fifo": self._ordered(message.body, message.group or "default", message.dedupe, by_content=True),
+            }
+            if message.dedupe is None:
+                made.type = "sqs.moved"
+        return made
 
     def make(
         self,
@@ -98,9 +101,9 @@ class SqsSource(Source[SqsConfig]):
         if delay is not None:
             raise ValueError("messages of a FIFO queue have no delay of their own; `delay` of [sqs.queues] is that of all")
         by_content = self._queues(queue).content_dedupe
-        return sent(queue, body, written, None, self._ordered(queue, body, group, dedupe, by_content=by_content))
+        return sent(queue, body, written, None, self._ordered(body, group, dedupe, by_content=by_content))
 
-    def _ordered(self, queue: str, body: bytes, group: str | None, dedupe: str | None, *, by_content: bool) -> dict[str, str]:
+    def _ordered(self, body: bytes, group: str | None, dedupe: str | None, *, by_content: bool) -> dict[str, str]:
         known = ordered(body, group, dedupe, by_content=by_content)
         return {"SequenceNumber": self._next_number(), **known}
 

@@ -559,7 +559,6 @@ def test_a_trigger_that_is_none(queue: str) -> None:
         ("sqs:a b", "'a b': a queue's name is 1 to 80 letters"),
         ("sns:a/b", "a topic's name is 1 to 256 characters"),
         ("sqs:jobs", "that starts work itself, and it would never end"),
-        ("sqs:jobs.fifo", "what comes here has no group"),
         ("sns:own", "that starts work itself"),
         ("lambda:work", "that starts work itself"),
     ],

@@ -303,8 +303,10 @@ async def test_what_is_forwarded_to_a_fifo_queue_has_a_group(tmp_path: Path) -> 
         assert await router.forward("sqs:orders.fifo", Message(b"y", {}, group="g", dedupe="1")) == 0
         (message,) = await orders.receive(10)
         assert (message.body, message.attributes, message.system["MessageGroupId"]) == ("x", {"k": "v"}, "g")
-        with pytest.raises(ConfigError, match="needs a group"):
-            await router.forward("sqs:orders.fifo", Message(b"x", {}))
+        for _ in range(2):
+            assert await router.forward("sqs:orders.fifo", Message(b"dead", {})) == 1
+        messages = await orders.receive(10)
+        assert [(message.body, message.system["MessageGroupId"]) for message in messages] == [("dead", "default")] * 2
 
 
 @pytest.mark.parametrize(
