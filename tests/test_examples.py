@@ -118,6 +118,7 @@ def test_sqs_jobs(place: Place) -> None:
     assert json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"]
     assert json.loads(place.curl("/failed", "-X", "POST")) == []
     assert "1" in place.run("dlq", "redrive", "--function", "sqs:resize-jobs")
+    wait_for(lambda: json.loads(place.curl("/retry", "-X", "POST")) == {"jobs": 1})
     wait_for(lambda: json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"])
 
 

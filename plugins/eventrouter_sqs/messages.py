@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +24,7 @@ FIFO: Final = ".fifo"
 _NAME: Final = re.compile(r"(?=.{1,80}$)[A-Za-z0-9_-]+(\.fifo)?", re.DOTALL)
 _TOKEN: Final = re.compile(r"[!-~]{1,128}")
 _NO_TEXT: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML can't say, as SQS has it
-_ATTRIBUTE: Final = re.compile(r"(?!(?i:aws|amazon)\.)[A-Za-z0-9_.-]{1,256}")
+_ATTRIBUTE: Final = re.compile(r"(?!(?i:aws|amazon)\.)(?!\.|.*\.\.|.*\.\Z)[A-Za-z0-9_.-]{1,256}")
 
 Value = str | int | float | bytes
 
@@ -73,7 +74,7 @@ def _typed(name: str, value: Any) -> dict[str, Any]:
     lists: dict[str, Any] = {"stringListValues": [], "binaryListValues": []}  # AWS has them, and never anything in them
     if isinstance(value, str):
         return {"stringValue": value, **lists, "dataType": "String"}
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
         return {"stringValue": str(value), **lists, "dataType": "Number"}
     if isinstance(value, bytes):
         return {"binaryValue": base64.b64encode(value).decode(), **lists, "dataType": "Binary"}
@@ -95,6 +96,11 @@ def _value(attribute: Mapping[str, str]) -> Value:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def _check_text(text: str, what: str) -> None:
+    if found := _NO_TEXT.search(text):
+        raise ValueError(f"{what} has the character {found[0]!r}, which SQS refuses; encode it, as base64 say")
 
 
 def read_attributes(texts: Sequence[str], what: str) -> dict[str, Value]:
@@ -119,15 +125,16 @@ def check(body: bytes, attributes: Mapping[str, Any], delay: float | None) -> No
         value = attribute.get("binaryValue") or attribute.get("stringValue")
         if not _ATTRIBUTE.fullmatch(name):
             raise ValueError(
-                f"attribute {name!r}: its name is 1 to 256 letters, digits, '_', '-' and '.', and begins with no 'AWS.' or 'Amazon.'"
+                f"attribute {name!r}: its name is 1 to 256 letters, digits, '_', '-' and single '.' in between, "
+                "and begins with no 'AWS.' or 'Amazon.'"
             )
         if not value:
             raise ValueError(f"attribute {name!r} is empty; leave it out")
+        _check_text(value, f"attribute {name!r}")
         size += len(name) + len(value.encode())
     if not body:
         raise ValueError("the body is empty; a message has at least 1 byte")
-    if found := _NO_TEXT.search(body.decode()):
-        raise ValueError(f"the body has the character {found[0]!r}, which SQS refuses; encode it, as base64 say")
+    _check_text(body.decode(), "the body")
     if size > MOST_BYTES:
         raise ValueError(f"{size} bytes: a message has at most {MOST_BYTES}; put what is larger into a bucket and send its key")
 
