@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from eventrouter import App, Batch, Event, Message, PartialFailure, QueueDepth, 
 from eventrouter.clock import ManualClock
 from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, JournalError
+from eventrouter.journal import database
 from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.plugins import Plugins
 from eventrouter_sqs import Message as Received
@@ -415,18 +417,52 @@ async def test_a_redriven_fifo_message_is_no_repeat_of_itself(tmp_path: Path, cl
         assert len(await letters(app)) == 30
 
 
-async def test_a_redriven_message_is_in_one_queue_at_each_moment(tmp_path: Path, clock: ManualClock) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
+@contextmanager
+def deaths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Folders as a SIGKILL before and after each commit would leave this one."""
+    left: list[Path] = []
+
+    def die(point: str) -> None:
+        left.append(folder.with_name(f"{folder.name}-{len(left)}-{point}"))
+        shutil.copytree(folder, left[-1], ignore=shutil.ignore_patterns("lock"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "crash_point", die)
+        yield left
+    assert len(left) >= 2
+
+
+async def test_a_redriven_message_is_in_one_queue_whenever_the_router_dies(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
     here.mkdir()
     toml = "[sqs.queues.jobs]\nvisibility = 0\nmax_receives = 1\ndlq = 'bad'"
     async with app_of(here, clock=clock, toml=toml):
-        await jobs.send("x")
-        await jobs.receive()
-        await jobs.receive()
-        assert await bad.redrive() == 1
-        shutil.copytree(here, there, ignore=shutil.ignore_patterns("lock"))
-    async with app_of(there, clock=clock, toml=toml):
-        assert (await jobs.depth(), await bad.depth()) == (QueueDepth(available=1), QueueDepth())
+        await jobs.send_many(["a", "b"])
+        await jobs.receive(10)
+        await jobs.receive(10)
+        with deaths(here, monkeypatch) as left:
+            assert await bad.redrive() == 2
+    moved = set()
+    for folder in left:
+        async with app_of(folder, clock=clock, toml=toml):
+            there, still = (await jobs.depth()).available, (await bad.depth()).available
+            assert there + still == 2
+            moved.add(there)
+    assert {0, 2} <= moved
+
+
+async def test_what_is_sent_again_after_a_death_is_kept_once(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    async with app_of(here, clock=clock, toml=FIFO):
+        with deaths(here, monkeypatch) as left:
+            await orders.send("x", group="g")
+    for folder in left:
+        async with app_of(folder, clock=clock, toml=FIFO):
+            await orders.send("x", group="g")
+            assert (await orders.depth()).available == 1
 
 
 async def test_letters_of_queues_are_redriven_from_the_command_line(tmp_path: Path, clock: ManualClock) -> None:
