@@ -69,11 +69,9 @@ class SqsSource(Source[SqsConfig]):
 
     def message(self, name: str, message: eventrouter.Message) -> Event:
         """A dead message of another queue goes on as it is, as in AWS; anything else is the body."""
-        about = message.about
-        if about is not None and about.source == self.name:
-            return died(about, name)
-        made = sent(name, message.body, typed(message.attributes))
-        if is_fifo(name):  # dead letters have no group of their own, and are no repeats of each other
+        dead = message.about if message.about is not None and message.about.source == self.name else None
+        made = died(dead, name) if dead is not None else sent(name, message.body, typed(message.attributes))
+        if is_fifo(name) and "fifo" not in made.attributes:  # dead letters have no group of their own, and are no repeats of each other
             made.attributes = {
                 **made.attributes,
                 "fifo": self._ordered(message.body, message.group or "default", message.dedupe, by_content=True),

@@ -307,8 +307,9 @@ async def test_what_is_forwarded_to_a_fifo_queue_has_a_group(tmp_path: Path) -> 
         assert (message.body, message.attributes, message.system["MessageGroupId"]) == ("x", {"k": "v"}, "g")
         for _ in range(2):
             assert await router.forward("sqs:orders.fifo", Message(b"dead", {})) == 1
+        assert await router.forward("sqs:orders.fifo", Message(b"", {}, about=Event("sqs", "sqs.message", "jobs", b"dead"))) == 1
         messages = await orders.receive(10)
-        assert [(message.body, message.system["MessageGroupId"]) for message in messages] == [("dead", "default")] * 2
+        assert [(message.body, message.system["MessageGroupId"]) for message in messages] == [("dead", "default")] * 3
 
 
 @pytest.mark.parametrize(
