@@ -541,7 +541,7 @@ class Engine:
         """See `Router.move`."""
         moved, left = 0, dict[str, Claim]()
         try:
-            while moved < count:
+            while moved < count and len(left) < _WINDOW:  # what stays is in memory until the end
                 _, claims = await self.journal.receive(f"{source}:{subject}", min(count - moved, _PAGE), 0, 0)
                 if not claims:
                     break

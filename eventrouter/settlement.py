@@ -100,12 +100,14 @@ class Settlement:
         if claim.attempts < queue.receives:
             reason, message = "EventAgeExceeded", f"it was in the queue for {self._clock.monotonic() - claim.born:.0f} s, of {queue.keep:g}"
         dead = Dead(reason, reason, message, claim.attempts)
-        dlq = queue.dlq if lane is None else lane.policy.dlq
+        if lane is not None:
+            self._settle_as(lane, claim, dead, message, lane.trigger)
+            return
         entries: list[Entry] = []
-        if dlq is not None:
+        if queue.dlq is not None:
             copy, lineage = letter(claim.event, None, claim.id, dead), claim.event.attributes.get(ATTRIBUTE)
-            entries = self._intake.addressed(dlq, copy, lineage)
-        self._write(lane, claim, dead, dead.error_message, entries)
+            entries = self._intake.addressed(queue.dlq, copy, lineage)
+        self._write(None, claim, dead, message, entries)
 
     def _settle_as(
         self,

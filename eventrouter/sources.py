@@ -215,7 +215,8 @@ class Router:
     async def move(self, subject: str, count: int, becomes: Callable[[Event], Event | None]) -> int:
         """Up to `count` messages of a queue that nobody holds become others, each in one transaction. How many were moved.
 
-        becomes: the event that takes its place, of any queue of this source; None leaves the message where it is.
+        becomes: the event that takes its place, of any queue of this source; None leaves the message where it is. It ends early
+        when some 16,000 are left.
         """
         return await self._intake.move(self.name, subject, count, becomes)
 
