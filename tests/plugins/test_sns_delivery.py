@@ -188,7 +188,8 @@ async def test_nothing_is_delivered_until_the_endpoint_has_confirmed(tmp_path: P
         assert headers["x-amz-sns-message-type"] == asked["Type"] == "SubscriptionConfirmation"
         assert "x-amz-sns-subscription-arn" not in headers
         assert asked.keys() == {
-            "Type", "MessageId", "Token", "TopicArn", "Message", "SubscribeURL", "Timestamp", "SignatureVersion", "Signature", "SigningCertURL",
+            "Type", "MessageId", "Token", "TopicArn", "Message", "SubscribeURL", "Timestamp",
+            "SignatureVersion", "Signature", "SigningCertURL",
         }  # fmt: skip
         await endpoint.verify(asked)
         await publish(app, "too early")
@@ -492,7 +493,7 @@ async def test_dead_letters_that_go_to_a_topic_reach_its_subscribers(tmp_path: P
         (subscribed("lambda:nobody"), r"number 1: endpoint='lambda:nobody': no function is named 'nobody'"),
         (subscribed("sqs:a b"), "number 1: endpoint='sqs:a b'"),
         (subscribed("sqs:jobs", topic="a/b"), "a topic's name is"),
-        (subscribed("sqs:jobs", "filter = { a = 1 }"), 'number 1: filter: Invalid parameter: FilterPolicy: "a" must be an object or an array'),
+        (subscribed("sqs:jobs", "filter = { a = 1 }"), 'filter: Invalid parameter: FilterPolicy: "a" must be an object or an array'),
         (subscribed("sqs:jobs", "confirmed = true"), "confirmed and retry are for HTTP endpoints"),
         (subscribed("lambda:nothing", "raw = true"), "raw: a function gets AWS's event"),
         (subscribed("http://x/", topic="a.fifo"), "a topic that keeps order goes to queues"),
