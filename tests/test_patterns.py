@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eventrouter import EventRouterError, patterns
 from eventrouter.patterns import PatternError
@@ -224,3 +226,90 @@ def test_too_many_combinations_are_refused() -> None:
     branches = [{str(at): [1]} for at in range(32)]
     with pytest.raises(PatternError, match="more than 1000 combinations"):
         patterns.compile({"a": {"$or": branches}, "b": {"$or": branches}})
+
+
+def test_many_rules_find_what_each_alone_would(cases: Path) -> None:
+    made = [json.loads(line) for line in (cases / "patterns" / "match.jsonl").read_text().splitlines()]
+    compiled = [patterns.compile(text) for text in sorted({case["pattern"] for case in made})]
+    rules = patterns.Rules[int]()
+    for number, pattern in enumerate(compiled):
+        rules.add(pattern, number)
+    assert len(rules) == len(compiled)
+    for case in made:
+        event = json.loads(case["event"])
+        assert rules.find(event) == [number for number, pattern in enumerate(compiled) if pattern.matches(event)]
+
+
+_texts = st.sampled_from(["", "a", "A", "ab", "AB", "ba", "b*", "ß", "SS", "10.0.0.1", "10.0.0.01", "10.1.0.0", "::1", "0:0:0:0:0:0:0:1"])
+_values = st.one_of(st.none(), st.booleans(), st.sampled_from([0, 1, 1.0, 5, 2**60, 2**60 + 1]), _texts)
+_operators = st.one_of(
+    st.fixed_dictionaries({"prefix": _texts}),
+    st.fixed_dictionaries({"suffix": _texts}),
+    st.fixed_dictionaries({"equals-ignore-case": _texts}),
+    st.fixed_dictionaries({"prefix": st.fixed_dictionaries({"equals-ignore-case": _texts})}),
+    st.fixed_dictionaries({"wildcard": st.sampled_from(["*", "a*", "*b", "a*b", "*a*", "ab"])}),
+    st.fixed_dictionaries({"anything-but": st.lists(_texts, min_size=1)}),
+    st.fixed_dictionaries({"numeric": st.sampled_from([["=", 1], [">", 0], [">=", 1, "<", 5]])}),
+    st.fixed_dictionaries({"cidr": st.sampled_from(["10.0.0.0/8", "10.0.0.0/24", "::/64", "0.0.0.0/0"])}),
+    st.fixed_dictionaries({"exists": st.booleans()}),
+)
+_names = st.sampled_from(["x", "y", "x.y", "z"])
+_fields = st.dictionaries(
+    _names,
+    st.recursive(
+        st.lists(st.one_of(_values, _operators), min_size=1, max_size=3),
+        lambda inner: st.dictionaries(_names, inner, min_size=1, max_size=2),
+        max_leaves=3,
+    ),
+    min_size=1,
+    max_size=3,
+)
+_patterns = st.one_of(
+    _fields, st.builds(lambda fields, branches: {**fields, "$or": branches}, _fields, st.lists(_fields, min_size=2, max_size=3))
+)
+_events = st.dictionaries(
+    _names,
+    st.recursive(_values, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(_names, inner, max_size=3)), max_leaves=8),
+)
+
+
+@given(st.lists(_patterns, max_size=8), st.lists(_events, max_size=4))
+def test_rules_are_only_faster_than_their_patterns(given_patterns: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
+    rules = patterns.Rules[int]()
+    compiled = [patterns.compile(pattern) for pattern in given_patterns]
+    for number, pattern in enumerate(compiled):
+        rules.add(pattern, number)
+    for event in events:
+        assert rules.find(event) == [number for number, pattern in enumerate(compiled) if pattern.matches(event)]
+
+
+def flat(value: Any, path: str = "", chain: tuple[Any, ...] = (), here: str = "") -> list[tuple[str, Any, dict[Any, int]]]:
+    """An event's fields with the elements they stand in, spelt out as plainly as can be."""
+    if isinstance(value, dict):
+        return [field for name, inner in value.items() for field in flat(inner, f"{path}.{name}".lstrip("."), chain, f"{here}.{name}")]
+    if isinstance(value, list):
+        found: list[tuple[str, Any, dict[Any, int]]] = []
+        for at, inner in enumerate(value):
+            inside = isinstance(inner, dict | list)
+            found += flat(inner, path, (*chain, (here, at)) if inside else chain, f"{here}[{at}]")
+        return found
+    return [(path, value, dict(chain))]
+
+
+@given(_patterns, _events)
+def test_a_match_is_one_choice_of_fields_that_agree_on_array_elements(pattern: dict[str, Any], event: dict[str, Any]) -> None:
+    compiled = patterns.compile(pattern)
+    fields = flat(event)
+
+    def search(left: Any, chosen: dict[Any, int]) -> bool:
+        if not left:
+            return True
+        (name, _, leaf), *rest = left
+        agreeing = [
+            (value, inside) for path, value, inside in fields if path == name and all(chosen.get(a, at) == at for a, at in inside.items())
+        ]
+        if any(leaf.matches(value) and search(rest, {**chosen, **inside}) for value, inside in agreeing):
+            return True
+        return leaf.absent and not agreeing and search(rest, chosen)
+
+    assert compiled.matches(event) == any(search(fields_of, {}) for fields_of in compiled.combinations)

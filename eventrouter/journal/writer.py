@@ -300,6 +300,8 @@ class Writer(Thread):
             self._refill(commit, now)
         if commit.accepts or copies:
             self._accept([*copies, *commit.accepts], commit.claims, now)
+        if self._database.archive.on:
+            self._archive([*copies, *commit.accepts], now)
         for call in commit.calls:
             try:
                 call.result = call.work(self._database)
@@ -372,6 +374,16 @@ class Writer(Thread):
                     if not lane.backlog or (lane.credit and lane not in self._hungry):
                         self._wake(lane)
         self._database.insert(rows)
+
+    def _archive(self, accepts: list[Accept], now: float) -> None:
+        rows = [
+            (seq, accept.born + self._now - self._monotonic, entry.function, packed)
+            for accept in accepts
+            for seq, (entry, packed, new) in enumerate(zip(accept.entries, accept.packed, accept.answer, strict=True), accept.first)
+            if new and "replay" not in entry.event.attributes
+        ]
+        self._database.archive.add(rows)
+        self._database.archive.trim(len(rows), now)
 
     def _room(self, lane: _Lane) -> int:
         """Bytes that it may still be handed."""

@@ -16,8 +16,9 @@ from typing import Any
 
 from eventrouter.patterns.grammar import PatternError, parse, read
 from eventrouter.patterns.matching import Pattern
+from eventrouter.patterns.rules import Rules
 
-__all__ = ["Pattern", "PatternError", "compile"]
+__all__ = ["Pattern", "PatternError", "Rules", "compile"]
 
 
 def compile(pattern: Mapping[str, Any] | str) -> Pattern:

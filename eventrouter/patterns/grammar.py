@@ -183,14 +183,14 @@ def _text(value: Any, path: str) -> str:
     return value
 
 
-def _ends(plain: Callable[[str], Test], start: str, end: str) -> Callable[[Any, str], Test]:
+def _ends(plain: Callable[[str], Test], at_start: bool, at_end: bool) -> Callable[[Any, str], Test]:
     def make(value: Any, path: str) -> Test:
         if not isinstance(value, _Object):
             return plain(_text(value, path))
         name, text, place = _only(value, path)
         if name != "equals-ignore-case":
             raise PatternError(path, f"takes a string or equals-ignore-case, not {name!r}")
-        return IgnoreCase(_text(text, place), start, end)
+        return IgnoreCase(_text(text, place), at_start, at_end)
 
     return make
 
@@ -317,8 +317,8 @@ _BUT: Final[Mapping[str, Callable[[Any, str], Test]]] = {
 }
 _OPERATORS: Final[Mapping[str, Callable[[Any, str], Test | None]]] = {
     "exactly": lambda value, path: Exact([_text(value, path)]),
-    "prefix": _ends(Prefix, r"\A", ""),
-    "suffix": _ends(Suffix, "", r"\Z"),
+    "prefix": _ends(Prefix, True, False),
+    "suffix": _ends(Suffix, False, True),
     "equals-ignore-case": _ignore_case,
     "wildcard": _wildcard,
     "anything-but": _anything_but,

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+
+import msgspec
 
 from eventrouter.patterns.grammar import Fields
 from eventrouter.patterns.values import Leaf
@@ -42,8 +45,8 @@ class Names:
         return node
 
 
-def collect(event: Mapping[str, Any], names: Names, count: int) -> list[Found]:
-    """The values of each slot with the array elements that they stand in."""
+def collect(event: Mapping[str, Any], names: Names, count: int, in_texts: bool = False) -> list[Found]:
+    """The values of each slot with the array elements that they stand in. in_texts: look into texts that are JSON objects."""
     # No recursion: how deep an event is nested is decided outside.
     found: list[Found] = [[] for _ in range(count)]
     arrays = 0
@@ -59,8 +62,12 @@ def collect(event: Mapping[str, Any], names: Names, count: int) -> list[Found]:
                 inner = value[key]
                 if isinstance(inner, dict | list):
                     todo.append((inner, below, chain))
-                elif below.slot is not None:
+                    continue
+                if below.slot is not None:
                     found[below.slot].append((inner, chain))
+                if in_texts and below.children and isinstance(inner, str) and inner.lstrip()[:1] == "{":
+                    with suppress(msgspec.DecodeError):
+                        todo.append((msgspec.json.decode(inner), below, chain))
         elif isinstance(value, list):
             array = arrays
             arrays += 1
@@ -165,9 +172,12 @@ class Pattern:
             tuple((name, slots[name], fields[name]) for name in sorted(fields)) for fields in combinations
         )
 
-    def matches(self, event: Mapping[str, Any]) -> bool:
-        """Whether the pattern matches an event, a JSON object as decoded."""
-        found = collect(event, self._names, self._count)
+    def matches(self, event: Mapping[str, Any], *, in_texts: bool = False) -> bool:
+        """Whether the pattern matches an event, a JSON object as decoded.
+
+        in_texts: a text that is itself a JSON object has the fields of that object, too, as in Lambda's event filtering.
+        """
+        found = collect(event, self._names, self._count, in_texts)
         return any(_matches(fields, found) for fields in self.combinations)
 
     def __repr__(self) -> str:

@@ -105,12 +105,17 @@ class Suffix:
 
 
 class IgnoreCase:
-    """Each character in upper or lower case, as event-ruler compares: one by one, so that "SS" is no "ß"."""
+    """Each character in upper or lower case, as event-ruler compares: one by one, so that "SS" is no "ß".
 
-    __slots__ = ("_search", "text")
+    at_start, at_end: whether the text must begin and end the value.
+    """
 
-    def __init__(self, text: str, start: str = r"\A", end: str = r"\Z") -> None:
+    __slots__ = ("_search", "text", "whole")
+
+    def __init__(self, text: str, at_start: bool = True, at_end: bool = True) -> None:
         self.text = text
+        self.whole = at_start and at_end
+        start, end = r"\A" if at_start else "", r"\Z" if at_end else ""
         either = "".join(f"(?:{re.escape(letter.lower())}|{re.escape(letter.upper())})" for letter in text)
         self._search = re.compile(start + either + end).search
 
