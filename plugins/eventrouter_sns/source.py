@@ -80,7 +80,7 @@ class SnsSource(Source[SnsConfig]):
             await self._session.close()
 
     def lines(self) -> list[str]:
-        return [f"sns: {one.name} must confirm its subscription" for one in self._standings.in_state("pending")]
+        return [f"{one.name} must confirm its subscription" for one in self._standings.in_state("pending")]
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -248,21 +248,24 @@ class SnsSource(Source[SnsConfig]):
         }
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=ATTEMPT), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+                timeout=aiohttp.ClientTimeout(total=ATTEMPT),
+                connector=aiohttp.TCPConnector(limit=0),  # waiting for a connection would use up the time of an attempt
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
             )
         try:
             posting = self._session.post(subscription.config.endpoint, data=body, headers=headers, allow_redirects=False)
             async with posting as answer:
                 status = answer.status
         except TimeoutError:
-            raise DeliveryError(f"{subscription.name}: no answer within {ATTEMPT:g} s") from None
+            raise DeliveryError(f"no answer within {ATTEMPT:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise DeliveryError(f"{subscription.name}: {type(error).__name__}: {error}") from None
+            raise DeliveryError(f"{type(error).__name__}: {error}") from None
         if 200 <= status < 300:
             return
         if status == 429 or status >= 500:
-            raise DeliveryError(f"{subscription.name}: the endpoint answered {status}")
-        raise Reject(f"{subscription.name}: the endpoint answered {status}, and would answer so again")
+            raise DeliveryError(f"the endpoint answered {status}")
+        raise Reject(f"the endpoint answered {status}, and would answer so again")
 
     # What endpoints ask of us
 
@@ -305,6 +308,6 @@ class SnsSource(Source[SnsConfig]):
         try:
             await self._send(kind, subscription, standing, message["MessageId"], body)
         except (DeliveryError, Reject) as error:
-            self.router.log.warning("%s was not told: %s", kind, error, extra={"action": "sns.unheard"})
+            self.router.log.warning("%s did not take its %s: %s", subscription.name, kind, error, extra={"action": "sns.unheard"})
             return False
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import stat
@@ -36,13 +37,15 @@ ARN = "arn:aws:sns:local:000000000000:alerts"
 
 
 class Endpoint:
-    """Keeps what is POSTed to it. statuses: of its next answers; then 200. confirms: it visits the SubscribeURL."""
+    """Keeps what is POSTed to it. statuses: of its next answers; then 200. confirms: it visits the SubscribeURL. hangs: until released."""
 
     def __init__(self) -> None:
         self.url = ""
         self.got: list[tuple[dict[str, str], str]] = []
         self.statuses: list[int] = []
         self.confirms = False
+        self.hangs = False
+        self.release = asyncio.Event()
         self._session = ClientSession()
 
     @property
@@ -57,6 +60,8 @@ class Endpoint:
         self.got.append((dict(request.headers), await request.text()))
         if self.confirms and self.kinds[-1] == "SubscriptionConfirmation":
             await self.visit(json.loads(self.got[-1][1])["SubscribeURL"])
+        if self.hangs:
+            await self.release.wait()
         status = self.statuses.pop(0) if self.statuses else 200
         return web.Response(status=status, headers={"Location": "/elsewhere"} if status == 301 else None)
 
@@ -529,3 +534,34 @@ def test_a_config_that_is_wrong_is_refused_at_load(tmp_path: Path, toml: str, wh
 )
 def test_the_phases_of_retries(given: dict[str, Any], expected: list[float]) -> None:
     assert RetryConfig(**given).delays() == pytest.approx(expected)
+
+
+async def test_a_slow_endpoint_is_not_waited_for_any_longer_than_sns_does(
+    tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventrouter_sns.source.ATTEMPT", 0.05)
+    endpoint.hangs = True
+    toml = subscribed(endpoint.url, "confirmed = true\nretry = { retries = 1, immediate = 1 }")
+    async with serving(tmp_path, toml) as app:
+        await publish(app)
+        await until(lambda: sum(lane.dead for lane in app.engine.lanes.values()) == 1)
+        (letter,) = await letters(app)
+        endpoint.release.set()
+    assert letter.error_message == "no answer within 0.05 s"
+    assert len(endpoint.got) == 2
+
+
+async def test_more_deliveries_at_a_time_than_a_pool_of_connections_has(tmp_path: Path, endpoint: Endpoint) -> None:
+    endpoint.hangs = True
+    async with serving(tmp_path, subscribed(endpoint.url, "confirmed = true")) as app:
+        for _ in range(150):
+            await publish(app)
+        await until(lambda: len(endpoint.got) == 150)
+        endpoint.release.set()
+        await idle(app, 150)
+
+
+async def test_policy_keywords_of_a_subscription_are_set_as_those_of_any_function(tmp_path: Path) -> None:
+    toml = '[functions."sns alerts to sqs:jobs"]\nconcurrency = 3\n' + subscribed("sqs:jobs")
+    app = make_app(tmp_path, nothing, toml=toml, plugins=Plugins(PLUGINS))
+    assert app.functions["sns alerts to sqs:jobs"].policy.concurrency == 3
