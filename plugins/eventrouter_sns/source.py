@@ -7,7 +7,7 @@ import hashlib
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import msgspec
@@ -28,8 +28,10 @@ from eventrouter_sns.messages import (
     typed,
 )
 from eventrouter_sns.settings import SnsConfig, Subscription, TopicConfig
-from eventrouter_sns.signing import Signer, signer
 from eventrouter_sns.standings import PATH, Standing, Standings
+
+if TYPE_CHECKING:
+    from eventrouter_sns.signing import Signer
 
 WINDOW = 300  # seconds in which a repeat is known
 _RESERVED = 1000  # sequence numbers at a time
@@ -228,6 +230,8 @@ class SnsSource(Source[SnsConfig]):
         return {**message, **signature, "SigningCertURL": f"{self.base}{PATH}/{signer.name}"}
 
     async def _certified(self) -> Signer:
+        from eventrouter_sns.signing import signer  # noqa: PLC0415 - most routers never sign
+
         async with self._signing:
             if self._signer is None:
                 self._signer = await asyncio.to_thread(signer, self.router.folder, self.router.clock.time())

@@ -53,6 +53,7 @@ class Standings:
             needless = one.config.confirmed or not one.is_http
             if packed is not None:
                 standing = msgspec.json.decode(packed, type=Standing)
+                standing.passed = 0
                 if standing.state == "pending" and needless:
                     standing.state = "confirmed"
             else:

@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from eventrouter import Event, Trigger, Wildcards
 from eventrouter.errors import ConfigError
 from eventrouter_sns import filters
@@ -29,7 +31,16 @@ class TopicTrigger(Trigger):
         captures = self._wildcards.match(event.subject)
         if captures is None or self._filter is None:
             return captures
-        return captures if self._filter.matches(event.data if self._filter.scope == "MessageBody" else attributes_of(event)) else None
+        return captures if self._filter.matches(self._filtered(event, self._filter.scope)) else None
+
+    @staticmethod
+    def _filtered(event: Event, scope: filters.Scope) -> Any:
+        if scope == "MessageAttributes":
+            return attributes_of(event)
+        try:
+            return event.json()  # decoded once for all who look at it
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
 
     def aws_event(self, events: Sequence[Event]) -> Any:
         if self._delivers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -292,7 +293,14 @@ async def test_links_that_nobody_was_given(tmp_path: Path, endpoint: Endpoint, q
 async def test_failures_are_retried_by_the_policy_and_end_in_dead_letters(tmp_path: Path, endpoint: Endpoint) -> None:
     endpoint.statuses = [503, 500, 429, 599]
     clock = ManualClock()
-    async with serving(tmp_path, subscribed(endpoint.url, 'confirmed = true\ndlq = "sqs:undelivered"'), clock=clock) as app:
+    copies: list[Any] = []
+
+    @on(sqs("undelivered"))
+    async def undelivered(body: Any) -> None:
+        copies.append(body)
+
+    toml = subscribed(endpoint.url, 'confirmed = true\ndlq = "sqs:undelivered"')
+    async with serving(tmp_path, toml, undelivered, clock=clock) as app:
         id = await publish(app)
         name = f"sns alerts to {endpoint.url}"
         for attempt in range(1, 4):
@@ -303,10 +311,10 @@ async def test_failures_are_retried_by_the_policy_and_end_in_dead_letters(tmp_pa
             clock.advance(1)
         await until(lambda: app.engine.lanes[name].dead == 1)
         (letter,) = await letters(app)
-        (copy,) = await app.sources["sqs"].receive("undelivered", 10, None)  # type: ignore[attr-defined]
+        await until(lambda: copies)
     assert (letter.function, letter.reason, letter.attempts) == (name, "RetriesExhausted", 4)
     assert "answered 599" in letter.error_message
-    body = json.loads(copy.body)
+    (body,) = copies
     assert (body["Type"], body["MessageId"], body["Message"]) == ("Notification", id, "hot")
     assert len(endpoint.got) == 4
 
@@ -414,6 +422,14 @@ async def test_links_begin_with_the_url_of_the_config(tmp_path: Path, endpoint: 
     (message,) = endpoint.messages
     assert message["SigningCertURL"].startswith("https://events.example.com/eventrouter/sns/SimpleNotificationService-")
     assert message["UnsubscribeURL"].startswith(f"https://events.example.com/eventrouter/sns?Action=Unsubscribe&SubscriptionArn={ARN}:")
+
+
+async def test_what_it_listens_on_is_no_address_to_call(tmp_path: Path, endpoint: Endpoint) -> None:
+    async with serving(tmp_path, subscribed(endpoint.url, "confirmed = true")) as app:
+        port = source(app).base.rpartition(":")[2]
+        assert source(app).base == f"http://127.0.0.1:{port}"
+        source(app).router.listens(f"http://0.0.0.0:{port}")
+        assert source(app).base == f"http://{socket.gethostname()}:{port}"
 
 
 async def test_a_queue_gets_the_notification(tmp_path: Path, endpoint: Endpoint) -> None:
