@@ -581,3 +581,29 @@ async def test_policy_keywords_of_a_subscription_are_set_as_those_of_any_functio
     toml = '[functions."sns alerts to sqs:jobs"]\nconcurrency = 3\n' + subscribed("sqs:jobs")
     app = make_app(tmp_path, nothing, toml=toml, plugins=Plugins(PLUGINS))
     assert app.functions["sns alerts to sqs:jobs"].policy.concurrency == 3
+
+
+async def test_a_queue_behind_a_topic_that_keeps_order_keeps_it(tmp_path: Path) -> None:
+    got: list[Any] = []
+    try:
+        trigger = sqs("jobs.fifo")
+    except ConfigError:
+        pytest.skip("queues keep no order yet")
+
+    @on(trigger)
+    def handler(event, context):  # type: ignore[no-untyped-def]
+        got.extend(event["Records"])
+
+    async with serving(tmp_path, subscribed("sqs:jobs.fifo", topic="jobs.fifo"), handler) as app:
+        for n in range(5):
+            for group in "ab":
+                await publish(app, f"{group}{n}", "jobs.fifo", group=group, dedupe=f"{group}{n}")
+        await publish(app, "a0 again", "jobs.fifo", group="a", dedupe="a0")
+        await until(lambda: len(got) == 10)
+    messages = [json.loads(record["body"]) for record in got]
+    for group in "ab":
+        assert [message["Message"] for message in messages if message["Message"].startswith(group)] == [f"{group}{n}" for n in range(5)]
+    assert {record["attributes"]["MessageGroupId"] for record in got} == {"a", "b"}
+    assert {record["attributes"]["MessageDeduplicationId"] for record in got} == {f"{group}{n}" for group in "ab" for n in range(5)}
+    # As SNS does, what keeps order is numbered, and not signed.
+    assert list(messages[0]) == ["Type", "MessageId", "SequenceNumber", "TopicArn", "Message", "Timestamp", "UnsubscribeURL"]
