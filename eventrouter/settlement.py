@@ -142,7 +142,7 @@ class Settlement:
         elif isinstance(decision, RetryAt):
             log.warning(
                 "%s: attempt %d of %s: %s; next in %.1f s",
-                claim.function, decision.attempts, claim.id, why, decision.at - self._clock.time(),
+                claim.function, decision.attempts, claim.id, why, max(0.0, decision.at - self._clock.time()),
                 extra={"action": "invocation.retry", **extra},
             )  # fmt: skip
         elif isinstance(decision, Release):

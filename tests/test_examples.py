@@ -104,8 +104,11 @@ def test_sns_orders(place: Place) -> None:
     place.run("send", "sns", "orders-placed", '{"id": "7", "items": ["lamp"]}')
     for said in ("order 7 is placed", "order 7 is shipped", "mail: Your order is on its way"):
         place.says(said)
+    assert "large" not in place.output
     place.run("send", "sns", "orders-placed", '{"id": "8", "items": []}')
     place.says("order 8 is empty")
+    place.run("send", "sns", "orders-placed", '{"id": "9", "items": ["lamp", "chair", "table"]}')
+    place.says("order 9 is large: thank you")
 
 
 def test_sqs_jobs(place: Place) -> None:

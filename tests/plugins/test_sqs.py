@@ -563,7 +563,7 @@ def test_a_trigger_that_is_none(queue: str) -> None:
     ("target", "fault"),
     [
         ("sqs:a b", "'a b': a queue's name is 1 to 80 letters"),
-        ("sns:a/b", "a topic's name is 1 to 256 characters"),
+        ("sns:a/b", "a topic's name is 1 to 256 letters"),
         ("sqs:jobs", "that starts work itself, and it would never end"),
         ("sns:own", "that starts work itself"),
         ("lambda:work", "that starts work itself"),
