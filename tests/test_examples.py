@@ -118,8 +118,11 @@ def test_sns_orders(place: Place) -> None:
     place.run("send", "sns", "orders-placed", '{"id": "7", "items": ["lamp"]}')
     for said in ("order 7 is placed", "order 7 is shipped", "mail: Your order is on its way"):
         place.says(said)
+    assert "large" not in place.output
     place.run("send", "sns", "orders-placed", '{"id": "8", "items": []}')
     place.says("order 8 is empty")
+    place.run("send", "sns", "orders-placed", '{"id": "9", "items": ["lamp", "chair", "table"]}')
+    place.says("order 9 is large: thank you")
 
 
 def test_sqs_jobs(place: Place) -> None:
@@ -135,7 +138,22 @@ def test_sqs_jobs(place: Place) -> None:
     assert json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"]
     assert json.loads(place.curl("/failed", "-X", "POST")) == []
     assert "1" in place.run("dlq", "redrive", "--function", "sqs:resize-jobs")
+    wait_for(lambda: json.loads(place.curl("/retry", "-X", "POST")) == {"jobs": 1})
     wait_for(lambda: json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"])
+
+
+def test_events_shop(place: Place) -> None:
+    place.serve("events_shop.py")
+    assert "event" in json.loads(place.curl("/orders", "-d", '{"id": "7", "total": 120}'))
+    place.says("Order Placed: order 7 is large")
+    place.says("Order Placed: {'id': '7', 'total': 120.0}\n")
+    place.run("send", "events", '{"Source": "shop", "DetailType": "Order Changed", "Detail": "{\\"id\\": \\"8\\", \\"total\\": 20000}"}')
+    place.says("alarm: check: order 8 is too large")
+    event = '{"specversion": "1.0", "id": "1", "source": "shop", "type": "order.placed", "data": {"id": "9", "total": 5}}'
+    assert json.loads(place.curl("/events", "-H", "Content-Type: application/cloudevents+json", "-d", event)) == {"id": "shop 1"}
+    place.says("order.placed: {'id': '9', 'total': 5}\n")
+    assert place.run("replay", "--function", "log", "--since", "1h") == "3 replayed\n"
+    place.says("order.placed: {'id': '9', 'total': 5} again")
 
 
 def test_every_example_is_tested() -> None:
