@@ -96,7 +96,6 @@ class EventsSource(Source[EventsConfig]):
             return ()
         return [
             Endpoint("POST", path, self._take),
-            Endpoint("POST", f"{path}/", self._take),
             Endpoint("POST", f"{path}/{{bus}}", self._take),
         ]
 
