@@ -10,7 +10,7 @@ from urllib.parse import unquote_plus
 
 import pytest
 
-from buckets import bucket
+from buckets import bucket, watching
 from eventrouter import App, Event, Trigger, on
 from eventrouter.cli import cli
 from eventrouter.errors import ConfigError
