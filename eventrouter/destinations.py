@@ -27,11 +27,16 @@ class Destination(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What is sent there. body: JSON, or what could not be read as it. about: the event that it is a copy of, if it is one."""
+    """What is sent there. body: JSON, or what could not be read as it. about: the event that it is a copy of, if it is one.
+
+    group, dedupe: for a destination that keeps an order (a FIFO queue): which one, and what makes it a repeat of another.
+    """
 
     body: bytes
-    attributes: Mapping[str, str | int]
+    attributes: Mapping[str, str | int | float | bytes]
     about: Event | None = None
+    group: str | None = None
+    dedupe: str | None = None
 
 
 def parse_destination(text: str, what: str) -> Destination:

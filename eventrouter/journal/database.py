@@ -16,13 +16,15 @@ import msgspec
 
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
+from eventrouter.journal.archive import Archive
 from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Received, Whereabouts
-from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, claim_seq, make
+from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, claim_seq, make, readable
 from eventrouter.model import Event
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
 _LOOK: Final = 64 << 20  # bytes of a file that is looked through at each opening: 0.05 s, 0.8 s when it is in no cache
 _LOOK_AFTER_CRASH: Final = 1 << 30  # 0.7 s, 13 s
+_MOST_AT_ONCE: Final = 4 << 20  # bytes of events that are read as one
 _CHAIN: Final = 256  # rows of one key that are handed out together
 START: Final = (float("-inf"), -1)  # before all (due, seq)
 _RESERVE: Final = 10**9  # sequence numbers that one opening may use
@@ -107,8 +109,14 @@ _RELEASE: Final = _sized("UPDATE invocation SET state = 0, due = accepted WHERE 
 _PARK: Final = _sized("UPDATE invocation SET state = -1, due = accepted WHERE state = 1 AND seq IN (", ("?1",), ")")
 _RETRY: Final = "UPDATE invocation SET state = ?, due = ?, attempts = ?, deaths = 0 WHERE seq = ?"
 _BURY: Final = "UPDATE invocation SET state = 2, due = ?, attempts = ?, reason = ?, error_type = ?, error_message = ? WHERE seq = ?"
-_DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL, due FROM invocation INDEXED BY waiting
+_DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL AS redriven, due FROM invocation INDEXED BY waiting
     WHERE state = 0 AND function = ? AND due <= ? AND (due, seq) > (?, ?) ORDER BY due, seq"""
+# Many rows as one: each row that is stepped to is a contest for the GIL with a busy loop.
+_MANY: Final = f"WITH due AS ({_DUE} LIMIT ?) "
+_MEASURE: Final = _MANY + "SELECT count(*), sum(length(event)), count(nullif(attempts + deaths + redriven, 0)), count(key) FROM due"  # noqa: S608 - constants
+_TAKE_MANY: Final = (
+    _MANY + "SELECT max(due), CAST(group_concat(event, '') AS BLOB), json_group_array(seq), json_group_array(accepted) FROM due"  # noqa: S608
+)
 _OF_KEY: Final = "FROM invocation INDEXED BY keyed WHERE function = ? AND key = ? AND state < 2"
 _FIRST: Final = f"SELECT state, seq {_OF_KEY} ORDER BY seq LIMIT 1"
 _LAST: Final = f"SELECT state {_OF_KEY} ORDER BY seq DESC LIMIT 1"
@@ -135,13 +143,15 @@ _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM
 class Database:
     """path: None is in memory. dedupe, history: seconds that seen ids and done rows are kept.
 
+    archive: of what was accepted, for so many seconds.
     live: how many rows wait or run. taken: those without a key that wait by the file, and run.
     """
 
-    def __init__(self, path: Path | None, dedupe: float, history: float) -> None:
+    def __init__(self, path: Path | None, dedupe: float, history: float, archive: float = 0) -> None:
         self._path = path
         self.dedupe = dedupe
         self._history = history
+        self.archive = Archive(archive)
         self.live = 0
         self.taken: set[int] = set()
         self._put_back: set[int] = set()  # into it, if this transaction fails
@@ -164,6 +174,7 @@ class Database:
         self._execute = self._connection.execute
         try:
             self._check(look)
+            self.archive.open(self._connection)
             return self._recover(now, running)
         except apsw.Error as error:
             self._connection.close()
@@ -386,6 +397,9 @@ class Database:
         after: (due, seq) up to which all was taken before. born: what to add to a Unix time to have the monotonic one.
         room: bytes; a first one is taken however large it is.
         """
+        many = self._take_many(function, after, now, born, limit, room)
+        if many is not None:
+            return *many, None
         claims: list[RowClaim] = []
         heads: list[RowClaim] = []
         taken = self.taken
@@ -396,7 +410,7 @@ class Database:
             if len(claims) == limit or (claims and len(packed) > room):
                 break
             room -= len(packed)
-            claim = RowClaim(seq, function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths, bool(redriven))
+            claim = RowClaim(seq, function, readable(packed), attempts, accepted + born, len(packed), None, key, deaths, bool(redriven))
             claims.append(claim)
             after = due, seq
             if key is None:
@@ -411,6 +425,28 @@ class Database:
         self._take_keyed(heads, claims, born, limit, room)
         return claims, after, None
 
+    def _take_many(
+        self, function: str, after: tuple[float, int], now: float, born: float, limit: int, room: int
+    ) -> tuple[list[RowClaim], tuple[float, int]] | None:
+        """The usual case of `take`: there are `limit` rows, without keys, never tried, never redriven, and not large. None: it isn't."""
+        which = (function, now, *after, limit)
+        ((count, size, tried, keyed),) = self._rows(_MEASURE, which)
+        if count < limit or tried or keyed or size > min(room, _MOST_AT_ONCE):
+            return None
+        ((last_due, packed, seqs, accepted),) = self._rows(_TAKE_MANY, which)
+        seqs = msgspec.json.decode(seqs)
+        if not self.taken.isdisjoint(seqs):
+            return None
+        try:
+            events = Event.unpack_many(packed, count)
+        except msgspec.DecodeError:
+            return None
+        self.taken.update(seqs)
+        size //= count
+        ages = msgspec.json.decode(accepted)
+        claims = [RowClaim(seq, function, event, 0, at + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
+        return claims, (last_due, seqs[-1])
+
     def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], born: float, limit: int, room: int) -> None:
         """Mark what has a key as running, and take with it what is parked behind it."""
         marked = [head.seq for head in heads]
@@ -424,7 +460,7 @@ class Database:
                     break
                 room -= len(packed)
                 marked.append(seq)
-                at, event = accepted + born, _readable(packed)
+                at, event = accepted + born, readable(packed)
                 claims.append(RowClaim(seq, head.function, event, attempts, at, len(packed), None, key, deaths, bool(redriven)))
         self._run(_TAKE, 1, marked)
 
@@ -441,7 +477,7 @@ class Database:
                 break
             if seq in self.taken:
                 continue
-            event = _readable(packed)
+            event = readable(packed)
             if attempts >= most or now - accepted > keep:
                 spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths, bool(redriven)))
             else:
@@ -467,7 +503,7 @@ class Database:
     def letters(self, query: LetterQuery, after: int, limit: int) -> list[Letter]:
         found = self._rows(_LETTERS, (after, query.function, query.error, query.since, limit))
         return [
-            Letter(claim_id(seq), function, reason, error_type, error_message, attempts, died_at, _readable(packed))
+            Letter(claim_id(seq), function, reason, error_type, error_message, attempts, died_at, readable(packed))
             for seq, function, reason, error_type, error_message, attempts, died_at, packed in found
         ]
 
@@ -493,7 +529,7 @@ class Database:
         if end is None:
             return [], None
         rows = self._rows(_FIND + "seq > ? AND seq <= ? AND instr(event, ?)", (after, end, event_id.encode()))
-        return self._whereabouts([row for row in rows if _readable(row[6]).id == event_id], now), end
+        return self._whereabouts([row for row in rows if readable(row[6]).id == event_id], now), end
 
     def _whereabouts(self, rows: list[Any], now: float) -> list[Whereabouts]:
         return [
@@ -548,11 +584,3 @@ def _size(path: str | Path) -> int:
         return Path(path).stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _readable(packed: bytes) -> Event:
-    """The event; one of source "journal" where it can't be read."""
-    try:
-        return Event.unpack(packed)
-    except msgspec.DecodeError:
-        return Event("journal", "journal.unreadable", "", packed, "application/octet-stream")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Protocol
 
@@ -90,6 +90,14 @@ class Letter(msgspec.Struct, frozen=True):
     event: Event
 
 
+class Archived(msgspec.Struct, frozen=True):
+    """An event that was accepted. id: of its invocation; at: when, in seconds since 1970."""
+
+    id: str
+    at: float
+    event: Event
+
+
 class LetterQuery(msgspec.Struct, frozen=True):
     """Which letters: all that is given must hold. error: an error type or reason. since: seconds since 1970. id: just this one."""
 
@@ -131,6 +139,9 @@ class Journal(Protocol):
 
     async def close(self) -> None:
         """Write what is pending, give unsettled claims back uncharged, and let go."""
+
+    def on_fault(self, heard: Callable[[str], None]) -> None:
+        """Call it with `fault` whenever events are not taken any more, and when they are again."""
 
     def accept(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
         """Never blocks. Resolves once all entries are on disk; per entry: True = new, False = a repeat.
@@ -180,6 +191,15 @@ class Journal(Protocol):
 
     async def find(self, event_id: str) -> list[Whereabouts]:
         """What is known of an event, or of an invocation by its id, one entry per function."""
+
+    async def archived(self, function: str, since: float, until: float, after: Archived | None = None, limit: int = 1000) -> list[Archived]:
+        """What was accepted for the function, or queue, between two times, oldest first, those past `after`; as far as it is kept.
+
+        What has `replay` among its attributes was kept before, and isn't again.
+        """
+
+    async def archived_functions(self) -> list[str]:
+        """Those of which the archive has anything."""
 
     async def depth(self) -> dict[str, dict[str, int]]:
         """Per function, how many are `waiting`, `running` and `dead`."""
