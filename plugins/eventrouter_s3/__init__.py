@@ -173,7 +173,7 @@ def sample(
     check_bucket(bucket)
     wanted = event.removeprefix("s3:")
     if wanted not in (*HAPPEN, "TestEvent"):
-        raise ConfigError(f"sample s3: --event {event!r}: {', '.join(HAPPEN)} or TestEvent{suggest(wanted, (*HAPPEN, 'TestEvent'))}")
+        raise ConfigError(f"sample s3: --event {event!r} makes no sample{suggest(wanted, (*HAPPEN, 'TestEvent'))}")
     now = time.time_ns()
     gone = wanted.startswith("ObjectRemoved")
     it = S3Object(bucket=bucket, key=key, event=wanted, sequencer=f"{now:016X}{gone:02X}")
