@@ -128,6 +128,20 @@ def test_sqs_jobs(place: Place) -> None:
     wait_for(lambda: json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"])
 
 
+def test_events_shop(place: Place) -> None:
+    place.serve("events_shop.py")
+    assert "event" in json.loads(place.curl("/orders", "-d", '{"id": "7", "total": 120}'))
+    place.says("Order Placed: order 7 is large")
+    place.says("Order Placed: {'id': '7', 'total': 120.0}\n")
+    place.run("send", "events", '{"Source": "shop", "DetailType": "Order Changed", "Detail": "{\\"id\\": \\"8\\", \\"total\\": 20000}"}')
+    place.says("alarm: check: order 8 is too large")
+    event = '{"specversion": "1.0", "id": "1", "source": "shop", "type": "order.placed", "data": {"id": "9", "total": 5}}'
+    assert json.loads(place.curl("/events", "-H", "Content-Type: application/cloudevents+json", "-d", event)) == {"id": "shop 1"}
+    place.says("order.placed: {'id': '9', 'total': 5}\n")
+    assert place.run("replay", "--function", "log", "--since", "1h") == "3 replayed\n"
+    place.says("order.placed: {'id': '9', 'total': 5} again")
+
+
 def test_every_example_is_tested() -> None:
     here = Path(__file__).read_text()
     for example in EXAMPLES.glob("*.py"):
