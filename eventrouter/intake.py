@@ -77,7 +77,7 @@ class Intake:
         """Journal each event once for every function that wants it; see `Router.deliver`."""
         entries: list[Entry] = []
         now = self._clock.time()
-        lineage = self.lineage()
+        lineage = None if cause.get() is None else self.lineage()  # the usual case needs no call
         for event in events:
             if event.time is None:
                 event.time = now
