@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
-from aiohttp import BasicAuth, ClientError, ClientResponse, ClientSession, ClientTimeout
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
 
 from eventrouter import Router, exponential
 from eventrouter.errors import EventRouterError, JournalError
@@ -51,10 +52,11 @@ class Poller:
         self._report = report
         self._state = State()
         self._key = f"poll {digest(repr((trigger.subject, *trigger.key[1:])).encode()).hex()}"
-        self._headers = {**_DEFAULTS, **trigger.headers, **settings.headers}
+        self._headers = {name.lower(): value for given in (_DEFAULTS, trigger.headers, settings.headers) for name, value in given.items()}
         parts = urlsplit(trigger.url)
         if parts.username is not None:
-            self._headers["Authorization"] = BasicAuth(unquote(parts.username), unquote(parts.password or "")).encode()
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self._headers["authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
 
     async def run(self, client: ClientSession) -> None:
         clock, failures = self._router.clock, 0
@@ -88,7 +90,8 @@ class Poller:
                 failures = 0
                 wait = self.every - (clock.monotonic() - began)
                 self._report(self.subject, None)
-            await clock.sleep(max(0.0, wait))
+            if wait > 0:
+                await clock.sleep(wait)
 
     async def _poll(self, client: ClientSession) -> None:
         """Ask, and go on as long as the answers say where. What is known afterwards is on disk."""
