@@ -11,9 +11,22 @@ from eventrouter.functions import Idempotent, on, on_start, on_stop
 from eventrouter.hookspecs import Finding, Plugin, hookimpl
 from eventrouter.invoking import call_from_thread, invoke
 from eventrouter.journal.protocol import Received
-from eventrouter.model import Context, Event, Failed, HttpRequest, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
+from eventrouter.model import (
+    Context,
+    Event,
+    Failed,
+    HttpRequest,
+    Interrupted,
+    Notice,
+    Outcome,
+    Response,
+    Succeeded,
+    TimedOut,
+    Trigger,
+    Wild,
+)
 from eventrouter.paths import json_path
-from eventrouter.retry import exponential, fixed, lambda_
+from eventrouter.retry import delays, exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
 from eventrouter.wildcards import Wildcards
 
@@ -36,6 +49,7 @@ __all__ = [
     "Idempotent",
     "Interrupted",
     "Message",
+    "Notice",
     "Outcome",
     "PartialFailure",
     "Plugin",
@@ -52,6 +66,7 @@ __all__ = [
     "Wild",
     "Wildcards",
     "call_from_thread",
+    "delays",
     "exponential",
     "fixed",
     "hookimpl",

@@ -33,6 +33,7 @@ class AppConfig(msgspec.Struct, kw_only=True):
 class JournalConfig(msgspec.Struct, kw_only=True):
     """`[journal]`. url: "sqlite" (DIR/journal.db) or "memory". dedupe, history: seconds, or "24h" and the like:
     how long a repeat of an event is known, and how long done events are kept for `eventrouter event`.
+    archive: the same, how long every accepted event is kept for `eventrouter replay`.
     max_backlog: events that may wait, or bytes that the journal may have ("20GB"); 0: no limit. min_free: what is to be left of the
     disk. Beyond either no more events are taken until there is room."""
 
@@ -41,6 +42,7 @@ class JournalConfig(msgspec.Struct, kw_only=True):
     min_free: int | str = "256MB"
     dedupe: str | float = "24h"
     history: str | float = 0
+    archive: str | float = 0
 
 
 class Config(msgspec.Struct, kw_only=True):

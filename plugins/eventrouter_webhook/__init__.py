@@ -43,7 +43,7 @@ class WebhookTrigger(Trigger):
     def matches(self, event: Event) -> Mapping[str, str] | None:
         if event.attributes.get("webhook") != self.name:
             return None
-        if self._wants is not None and self._wants(event.type) is None:
+        if self._wants is not None and not (self._wants(event.type) or self._wants(f"{event.type}.{event.attributes['action']}")):
             return None
         return self._wildcards.match(event.subject)
 
@@ -111,7 +111,7 @@ def webhook(provider: str, path: str | None = None, *, events: Sequence[str] | N
     provider: "github", "stripe", "slack", "standard", or the NAME of a table `[webhook.NAME]` that says which `provider` it is. Its
         secrets are there, too.
     path: of the endpoint; `/webhooks/NAME` when not given. `{name}` in it is handed to the parameter of that name.
-    events: only these types: `["push", "pull_request"]`, `["invoice.*"]`.
+    events: only these types: `["push", "pull_request.opened"]`, `["invoice.*"]`; of GitHub's, the action may stand behind the type.
 
     The payload is the body; `Event.type` is `github.push`, `Event.id` the delivery's. A Lambda function gets payload 2.0, as
     behind API Gateway.

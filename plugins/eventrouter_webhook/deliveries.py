@@ -18,10 +18,14 @@ class Malformed(ValueError):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """type: without the provider's name before it. id: None when it has none. challenge: what is to be answered; then it is no event."""
+    """type: without the provider's name before it. id: None when it has none. action: what more there is to the type (GitHub's "opened").
+
+    challenge: what is to be answered; then it is no event.
+    """
 
     type: str
     id: str | None
+    action: str = ""
     challenge: str | None = None
 
 
@@ -84,8 +88,8 @@ def _github(webhook: Webhook, request: HttpRequest) -> Delivery:
     event = request.header("X-GitHub-Event")
     if not event:
         raise Malformed("there is no header X-GitHub-Event")
-    _object(request, '; set the webhook\'s content type to "application/json"')
-    return Delivery(event, request.header("X-GitHub-Delivery"))
+    body = _object(request, '; set the webhook\'s content type to "application/json"')
+    return Delivery(event, request.header("X-GitHub-Delivery"), _text(body.get("action")))
 
 
 def _stripe(webhook: Webhook, request: HttpRequest) -> Delivery:
@@ -102,7 +106,7 @@ def _slack(webhook: Webhook, request: HttpRequest) -> Delivery:
     body = _object(request)
     type = _text(body.get("type"))
     if type == "url_verification":
-        return Delivery(type, None, _text(body.get("challenge")))
+        return Delivery(type, None, challenge=_text(body.get("challenge")))
     inner = body.get("event")
     if type == "event_callback" and isinstance(inner, dict):
         type = _text(inner.get("type")) or type

@@ -139,7 +139,7 @@ class WebhookSource(Source[WebhookConfig]):
                 request.header("Content-Type") or "application/octet-stream",
                 id=None if delivery.id is None else scope + delivery.id,
                 time=self.router.clock.time(),
-                attributes={**attributes_of(request), "webhook": webhook.name},
+                attributes={**attributes_of(request), "webhook": webhook.name, "action": delivery.action},
             )
             try:
                 await self.router.deliver([event])

@@ -136,6 +136,27 @@ async def test_a_delivery_starts_what_wants_it(tmp_path: Path) -> None:
     assert sorted(kind for name, kind, *_ in got if name == "all") == ["github.ping", "github.pull_request", "github.push"]
 
 
+async def test_githubs_actions_may_be_chosen(tmp_path: Path) -> None:
+    got: list[str] = []
+
+    @on(webhook("github", events=["push", "pull_request.opened", "issues.*"]))
+    async def handler(event: Event) -> None:
+        got.append(event.id)
+
+    async with serving(tmp_path, handler) as client:
+        for id, event, body in (
+            ("1", "pull_request", b'{"action": "opened"}'),
+            ("2", "pull_request", b'{"action": "closed"}'),
+            ("3", "issues", b'{"action": "closed"}'),
+            ("4", "push", b"{}"),
+            ("5", "pushed", b"{}"),
+        ):
+            assert (await client.github(body, event=event, id=id))[0] == 202
+        await until(lambda: len(got) == 3)
+    assert sorted(got) == ["1", "3", "4"]
+    assert client.app.engine.intake.unmatched == 2
+
+
 async def test_a_delivery_runs_once_however_often_it_comes(tmp_path: Path) -> None:
     got: list[str] = []
 
