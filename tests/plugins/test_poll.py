@@ -17,6 +17,7 @@ from eventrouter.errors import ConfigError
 from eventrouter.plugins import Plugins
 from eventrouter_webhook import PollTrigger, eventrouter_plugin, poll
 from eventrouter_webhook.polling import next_url, parse_every, retry_after, same_origin, without_user
+from served import Place
 from source_contract import Outside, SourceContract
 from support import advance, make_app, until
 
@@ -502,3 +503,31 @@ def test_rules() -> None:
     assert retry_after(None, now) is None
     assert retry_after("999999999", now) == 86_400
     assert json.dumps(retry_after("-1", now)) == "null"
+
+
+@pytest.mark.parametrize("point", ["receipt.before", "ack.before", "ack.after"])
+async def test_a_router_that_dies_while_it_polls_runs_each_item_once(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "import asyncio, os\nfrom pathlib import Path\nfrom eventrouter import on\nfrom eventrouter_webhook import poll\n\n"
+        f'@on(poll("{api.url}/x", 0.2, items="$", id="$.id"), timeout=60)\nasync def note(item: dict) -> None:\n'
+        '    if "EVENTROUTER_CRASH_AT" in os.environ:\n        await asyncio.sleep(60)\n'
+        '    with Path("got.txt").open("a") as file:\n        file.write(str(item["id"]) + "\\n")\n'
+    )
+    (tmp_path / "eventrouter.toml").write_text("[http]\nport = 0\n")
+    items = [{"id": 1}, {"id": 2}]
+    api.answer = lambda request: web.json_response(items)
+    with Place(tmp_path) as place:
+        monkeypatch.setenv("EVENTROUTER_CRASH_AT", point)
+        process = place.start()
+        await until(lambda: process.poll() is not None)
+        assert process.returncode == 86
+        monkeypatch.delenv("EVENTROUTER_CRASH_AT")
+        place.start()
+        items.append({"id": 3})
+        got = tmp_path / "got.txt"
+        await until(lambda: got.exists() and len(got.read_text().split()) >= 3)
+        asked = len(api.asked)
+        await until(lambda: len(api.asked) > asked + 2)
+    assert sorted(got.read_text().split()) == ["1", "2", "3"]

@@ -22,7 +22,7 @@ from eventrouter.journal.protocol import LetterQuery
 from eventrouter.plugins import Plugins, load_plugins
 from eventrouter_webhook import WebhookTrigger, eventrouter_plugin, webhook
 from eventrouter_webhook.signatures import sign
-from served import Place
+from served import Place, wait_for
 from servers import program
 from source_contract import Outside, SourceContract
 from support import LOCAL, make_app, until
@@ -155,6 +155,19 @@ async def test_githubs_actions_may_be_chosen(tmp_path: Path) -> None:
         await until(lambda: len(got) == 3)
     assert sorted(got) == ["1", "3", "4"]
     assert client.app.engine.intake.unmatched == 2
+
+
+async def test_where_looks_into_the_body(tmp_path: Path) -> None:
+    got: list[str] = []
+
+    @on(webhook("github"), where={"body": {"repository": {"name": [{"prefix": "lamp"}]}}, "headers": {"x-github-event": ["push"]}})
+    async def handler(event: Event) -> None:
+        got.append(event.id)
+
+    async with serving(tmp_path, handler) as client:
+        for id, name in (("1", "table"), ("2", "lamps")):
+            assert (await client.github(b'{"repository": {"name": "%s"}}' % name.encode(), id=id))[0] == 202
+        await until(lambda: got == ["2"])
 
 
 async def test_a_delivery_runs_once_however_often_it_comes(tmp_path: Path) -> None:
@@ -534,3 +547,33 @@ def test_curl_from_outside_with_the_secret_in_the_environment(tmp_path: Path, mo
     assert (sample["version"], sample["headers"]["x-github-event"]) == ("2.0", "issues")
     assert json.loads(place.run("sample", "poll"))["detail-type"] == "Poll Item"
     assert "none of github" in place.run("sample", "webhook", "nope", code=2)
+
+
+@pytest.mark.parametrize("point", ["accept.before", "receipt.before", "ack.before"])
+def test_a_router_that_dies_before_it_answers_gets_it_again_and_runs_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "import asyncio, os\nfrom pathlib import Path\nfrom eventrouter import Event, on\nfrom eventrouter_webhook import webhook\n\n"
+        '@on(webhook("github"), timeout=60)\nasync def note(event: Event) -> None:\n'
+        '    if "EVENTROUTER_CRASH_AT" in os.environ:\n        await asyncio.sleep(60)\n    with Path("got.txt").open("a") as file:\n'
+        '        file.write(event.id + "\\n")\n'
+    )
+    (tmp_path / "eventrouter.toml").write_text(TOML)
+    signature = sign("github", b"{}", SECRET, now=0, id="")["X-Hub-Signature-256"]
+
+    def post(place: Place, id: str) -> str:
+        headers = ["-H", "X-GitHub-Event: push", "-H", f"X-GitHub-Delivery: {id}", "-H", f"X-Hub-Signature-256: {signature}"]
+        return place.curl("/webhooks/github", "-w", "%{http_code}", "-o", "/dev/null", *headers, "-d", "{}", check=False)
+
+    with Place(tmp_path) as place:
+        monkeypatch.setenv("EVENTROUTER_CRASH_AT", point)
+        place.serve()
+        assert post(place, "d-1") == "000"
+        assert place.router is not None
+        assert place.router.wait(20) == 86
+        monkeypatch.delenv("EVENTROUTER_CRASH_AT")
+        place.serve()
+        assert post(place, "d-1") == post(place, "d-1") == post(place, "d-2") == "202"
+        wait_for(lambda: "d-2" in (tmp_path / "got.txt").read_text() if (tmp_path / "got.txt").exists() else False)
+    assert sorted((tmp_path / "got.txt").read_text().split()) == ["d-1", "d-2"]
