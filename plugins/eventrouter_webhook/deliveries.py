@@ -12,9 +12,11 @@ from eventrouter import HttpRequest, json_path
 from eventrouter_webhook.settings import Webhook
 from eventrouter_webhook.signatures import Provider
 
+_UNNAMED: Final = "message"  # the type of what has none
+
 
 class Malformed(ValueError):
-    """It isn't what the provider sends. Its text is for the sender."""
+    """It is nothing that a provider sends. Its text is for the sender."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -30,7 +32,10 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 def read(webhook: Webhook, request: HttpRequest) -> Delivery:
-    """Raises Malformed."""
+    """What is signed is taken, whatever it holds: a handler that can't read it leaves a dead letter, and nothing is lost.
+
+    Raises Malformed for what the journal should not be burdened with.
+    """
     found = _READERS[webhook.provider](webhook, request)
     if len(found.type) > 256 or len(found.id or "") > 512:
         raise Malformed("its type or its id is too long")
@@ -70,14 +75,13 @@ def write(webhook: Webhook, body: str, event: str | None, id: str) -> tuple[byte
     return msgspec.json.encode(made), headers
 
 
-def _object(request: HttpRequest, advice: str = "") -> dict[str, Any]:
+def _object(text: bytes | str) -> dict[str, Any]:
+    """The JSON object; an empty one where there is none."""
     try:
-        found = msgspec.json.decode(request.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise Malformed(f"the body is no JSON{advice}") from None
-    if not isinstance(found, dict):
-        raise Malformed(f"the body is no JSON object{advice}")
-    return found
+        found = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _text(value: Any) -> str:
@@ -85,53 +89,45 @@ def _text(value: Any) -> str:
 
 
 def _github(webhook: Webhook, request: HttpRequest) -> Delivery:
-    event = request.header("X-GitHub-Event")
-    if not event:
-        raise Malformed("there is no header X-GitHub-Event")
-    body = _object(request, '; set the webhook\'s content type to "application/json"')
-    return Delivery(event, request.header("X-GitHub-Delivery"), _text(body.get("action")))
+    action = _text(_object(request.body).get("action"))
+    return Delivery(request.header("X-GitHub-Event") or _UNNAMED, request.header("X-GitHub-Delivery"), action)
 
 
 def _stripe(webhook: Webhook, request: HttpRequest) -> Delivery:
-    body = _object(request)
-    type, id = _text(body.get("type")), _text(body.get("id"))
-    if not id:
-        raise Malformed("the event has no id")
-    return Delivery(type or "event", id)
+    body = _object(request.body)
+    return Delivery(_text(body.get("type")) or _UNNAMED, _text(body.get("id")) or None)
 
 
 def _slack(webhook: Webhook, request: HttpRequest) -> Delivery:
     if (request.header("Content-Type") or "").startswith("application/x-www-form-urlencoded"):
-        return _slack_form(request)
-    body = _object(request)
-    type = _text(body.get("type"))
+        # A command, or something that was clicked. It is sent once, and no two are signed alike: whoever copies one gets nowhere.
+        return Delivery(_slack_form(request.body), request.header("X-Slack-Signature"))
+    body = _object(request.body)
+    type, inner = _text(body.get("type")), body.get("event")
     if type == "url_verification":
         return Delivery(type, None, challenge=_text(body.get("challenge")))
-    inner = body.get("event")
-    if type == "event_callback" and isinstance(inner, dict):
+    if isinstance(inner, dict):
         type = _text(inner.get("type")) or type
-    return Delivery(type or "event", _text(body.get("event_id")) or None)
+    return Delivery(type or _UNNAMED, _text(body.get("event_id")) or None)
 
 
-def _slack_form(request: HttpRequest) -> Delivery:
-    """A slash command, or something that was clicked (JSON in `payload`). Neither has an id, nor is sent again."""
+def _slack_form(body: bytes) -> str:
     try:
-        fields = parse_qs(request.body.decode(), max_num_fields=100)
-        if "payload" not in fields:
-            return Delivery("command" if "command" in fields else "form", None)
-        payload = msgspec.json.decode(fields["payload"][0])
-    except (ValueError, msgspec.DecodeError):
-        raise Malformed("the body is no form that Slack sends") from None
-    return Delivery((_text(payload.get("type")) if isinstance(payload, dict) else "") or "form", None)
+        fields = parse_qs(body.decode(), max_num_fields=100)
+    except ValueError:
+        return _UNNAMED
+    if "payload" in fields:
+        return _text(_object(fields["payload"][0]).get("type")) or _UNNAMED
+    return "command" if "command" in fields else _UNNAMED
 
 
 def _standard(webhook: Webhook, request: HttpRequest) -> Delivery:
     id = request.header("webhook-id") or request.header("svix-id")
-    return Delivery(_at("$.type", request) or "message", id)
+    return Delivery(_at("$.type", request) or _UNNAMED, id)
 
 
 def _hmac(webhook: Webhook, request: HttpRequest) -> Delivery:
-    return Delivery(_at(webhook.type, request) or "message", _at(webhook.id, request) or None)
+    return Delivery(_at(webhook.type, request) or _UNNAMED, _at(webhook.id, request) or None)
 
 
 def _at(place: str, request: HttpRequest) -> str:
@@ -140,7 +136,7 @@ def _at(place: str, request: HttpRequest) -> str:
         return (request.header(place) or "") if place else ""
     try:
         found = json_path(place)(msgspec.json.decode(request.body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     return str(found) if isinstance(found, str | int) else ""
 

@@ -19,6 +19,7 @@ from eventrouter_webhook.settings import PollSettings
 
 _BACKOFF: Final = exponential(1, 2, 300)
 _REDIRECTS: Final = 5
+_NOTE: Final = 60.0  # seconds: when it was asked last is written down as seldom as this, while nothing changes
 _TOGETHER: Final = 1000  # events that are journalled at a time
 _DEFAULTS: Final = {"Accept": "application/json, */*;q=0.5", "User-Agent": "eventrouter"}
 
@@ -39,10 +40,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Poller:
-    """report: called with None when all is well, or with what is wrong."""
+    """report: called with the url as it may be printed, and what is wrong; "" when all is well."""
 
     def __init__(
-        self, trigger: PollTrigger, every: float, settings: PollSettings, router: Router, report: Callable[[str, str | None], None]
+        self, trigger: PollTrigger, every: float, settings: PollSettings, router: Router, report: Callable[[str, str], None]
     ) -> None:
         self.subject = trigger.subject
         self.every = every
@@ -51,6 +52,7 @@ class Poller:
         self._router = router
         self._report = report
         self._state = State()
+        self._saved = 0.0  # its `at`, on disk
         self._key = f"poll {digest(repr((trigger.subject, *trigger.key[1:])).encode()).hex()}"
         self._headers = {name.lower(): value for given in (_DEFAULTS, trigger.headers, settings.headers) for name, value in given.items()}
         parts = urlsplit(trigger.url)
@@ -70,7 +72,7 @@ class Poller:
                 )
         wait = self._state.at + self.every - clock.time()
         if 0 < wait <= self.every:  # it was asked a short while ago, before a restart
-            self._report(self.subject, None)
+            self._report(self.subject, "")
             await clock.sleep(wait)
         while True:
             began = clock.monotonic()
@@ -89,7 +91,7 @@ class Poller:
             else:
                 failures = 0
                 wait = self.every - (clock.monotonic() - began)
-                self._report(self.subject, None)
+                self._report(self.subject, "")
             if wait > 0:
                 await clock.sleep(wait)
 
@@ -126,11 +128,15 @@ class Poller:
         )  # fmt: skip
 
     async def _remember(self, state: State) -> None:
+        unchanged = msgspec.structs.replace(state, at=0.0) == msgspec.structs.replace(self._state, at=0.0)
+        if unchanged and 0 <= state.at - self._saved < _NOTE:
+            self._state = state
+            return
         # A crash before this is on disk gets the same answer again, whose events have the same ids: they run once.
         self._router.crash_point("ack.before")
         await self._router.put(self._key, msgspec.msgpack.encode(state))
         self._router.crash_point("ack.after")
-        self._state = state
+        self._state, self._saved = state, state.at
 
     def _url(self) -> str:
         url, cursor = self._trigger.subject, self._state.cursor

@@ -33,7 +33,7 @@ class WebhookSource(Source[WebhookConfig]):
         self.refused = 0
         self._said: dict[str, tuple[float, int]] = {}
         self._stopped = False
-        self._faults: dict[str, str | None] = {}
+        self._faults: dict[str, str | None] = {}  # of polls; None: not asked yet, "": none
         self._webhooks: dict[str, Webhook] = {}
         self._paths: dict[str, str] = {}  # of webhooks, by pattern
         self._pollers: dict[str, Poller] = {}
@@ -58,7 +58,7 @@ class WebhookSource(Source[WebhookConfig]):
                 )
 
     async def run(self) -> None:
-        self._faults = dict.fromkeys(self._pollers, "it has not been asked yet")
+        self._faults = dict.fromkeys(self._pollers)
         if not self._pollers:
             self.router.live()
         async with ClientSession(cookie_jar=DummyCookieJar()) as client, asyncio.TaskGroup() as group:
@@ -197,12 +197,12 @@ class WebhookSource(Source[WebhookConfig]):
 
     # Polls
 
-    def _polled(self, subject: str, fault: str | None) -> None:
+    def _polled(self, subject: str, fault: str) -> None:
         self._faults[subject] = fault
-        faults = [f"poll {subject}: {fault}" for subject, fault in self._faults.items() if fault is not None]
+        faults = [f"poll {subject}: {fault}" for subject, fault in self._faults.items() if fault]
         if faults:
             self.router.lost("; ".join(faults))
-        else:
+        elif None not in self._faults.values():
             self.router.live()
 
 
