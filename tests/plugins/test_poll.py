@@ -233,6 +233,50 @@ async def test_a_cursor_is_followed_at_once_and_kept(tmp_path: Path, api: Api) -
     assert got == entries
 
 
+async def test_a_null_cursor_keeps_the_last_one_and_a_tag_is_of_its_own_url(tmp_path: Path, api: Api) -> None:
+    got, handler = collecting(poll(f"{api.url}/x?c={{cursor}}", 10, items="$.items", cursor="$.next"))
+    pages = {"": {"items": [1], "next": "b"}, "b": {"items": [2], "next": None}}
+    tags: list[str | None] = []
+
+    def answer(request: web.Request) -> web.Response:
+        tags.append(request.headers.get("If-None-Match"))
+        page = request.query.get("c", "")
+        return web.json_response(pages[page], headers={"ETag": f'"{page}"'})
+
+    api.answer = answer
+    clock = ManualClock()
+    async with app_of(tmp_path, handler, clock=clock) as app:
+        await until(lambda: len(got) == 2)
+        await _asleep(app)
+        pages["b"] = {"items": [2, 3], "next": None}
+        await advance(clock, 10, lambda: len(got) == 3)
+    assert [request.query.get("c") for request in api.asked] == [None, "b", "b"]
+    assert tags == [None, None, '"b"']
+    assert got == [1, 2, 3]
+
+
+async def test_a_long_list_is_taken_whole(tmp_path: Path, api: Api) -> None:
+    got, handler = collecting(poll(f"{api.url}/x", 10, items="$"))
+    api.answer = lambda request: web.json_response(list(range(2500)))
+    async with app_of(tmp_path, handler, clock=ManualClock()):
+        await until(lambda: len(got) == 2500)
+    assert sorted(got) == list(range(2500))
+
+
+async def test_nothing_is_asked_while_the_journal_takes_nothing(tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, handler = collecting(poll(f"{api.url}/x", 10))
+    clock = ManualClock()
+    async with app_of(tmp_path, handler, clock=clock) as app:
+        await until(lambda: len(api.asked) == 1)
+        await _asleep(app)
+        with monkeypatch.context() as patch:
+            patch.setattr(app.journal, "fault", "the disk is full")
+            clock.advance(10)
+            await until(lambda: state(app) == f"poll {api.url}/x: the disk is full")
+            assert len(api.asked) == 1
+        await advance(clock, 1, lambda: len(api.asked) == 2 and state(app) == "live")
+
+
 async def test_a_cursor_may_be_the_next_url_of_that_host_alone(tmp_path: Path, api: Api, caplog: pytest.LogCaptureFixture) -> None:
     got, handler = collecting(poll(f"{api.url}/items", 10, items="$.items", cursor="$.next"))
     pages = {

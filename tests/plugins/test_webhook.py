@@ -267,6 +267,16 @@ async def test_stripe(tmp_path: Path) -> None:
     assert client.app.engine.intake.unmatched == 1
 
 
+async def test_a_tolerance_of_none_takes_any_time(tmp_path: Path) -> None:
+    @on(webhook("stripe"))
+    async def handler(event: Event) -> None: ...
+
+    toml = '[http]\nport = 0\n[webhook.stripe]\nsecrets = "whsec_test"\ntolerance = 0\n'
+    async with serving(tmp_path, handler, toml=toml) as client:
+        body = b'{"id": "evt_1"}'
+        assert (await client.post("/webhooks/stripe", body, sign("stripe", body, "whsec_test", now=12_345, id="")))[0] == 202
+
+
 async def test_slack_gets_its_challenge_and_an_empty_200(tmp_path: Path) -> None:
     got: list[Any] = []
 
