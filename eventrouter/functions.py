@@ -230,7 +230,7 @@ class Function:
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
         self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
         self._path = self._read_order()
-        self.where = self._read_where()
+        self.where = _read_where(policy, f"{self.place}: {self.name}: where")
         self.ordered = policy.order_by is not None or any(type(t).order_key is not Trigger.order_key for t in self.triggers)
         self._check_batch()
         self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
@@ -264,14 +264,6 @@ class Function:
             )
         return None
 
-    def _read_where(self) -> Pattern | None:
-        if self.policy.where is None:
-            return None
-        try:
-            return compile_pattern(self.policy.where)
-        except PatternError as error:
-            raise ConfigError(f"{self.place}: {self.name}: where: {error}") from None
-
     def lets_in(self, trigger: Trigger, event: Event) -> bool:
         """Whether `where` matches what a Lambda function would get of an event by this trigger."""
         if self.where is None:
@@ -304,11 +296,20 @@ class Function:
     def _at(path: Callable[[Any], str | None], event: Event) -> str | None:
         try:
             return path(event.json())
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def __repr__(self) -> str:
         return f"Function({self.name!r}, {', '.join(map(str, self.triggers))})"
+
+
+def _read_where(policy: Policy, place: str) -> Pattern | None:
+    if policy.where is None:
+        return None
+    try:
+        return compile_pattern(policy.where)
+    except PatternError as error:
+        raise ConfigError(f"{place}: {error}") from None
 
 
 class Collected(msgspec.Struct):
@@ -344,7 +345,10 @@ def collect(
         override = dict(overrides.get(name, {}))
         triggers = [*mark.triggers, *override.pop("on", ())]
         place = f"[functions.{name}]" if override else mark.place
-        function = Function(value, triggers, make_policy({**mark.policy, **override}, place))
+        policy = make_policy({**mark.policy, **override}, place)
+        if "where" in override:
+            _read_where(policy, f"[functions.{name}] where")
+        function = Function(value, triggers, policy)
         twin = found.functions.get(name)
         if twin:
             raise ConfigError(f"two functions are named {name!r}: {twin.place} and {function.place}; give one a name=")

@@ -238,7 +238,7 @@ def viewed(view: Callable[[Event], Any], event: Event) -> dict[str, Any] | None:
     """What a pattern is held against; None, which no pattern matches, where that is no JSON object."""
     try:
         seen = view(event)
-    except (msgspec.MsgspecError, EventRouterError, ValueError):  # its data isn't JSON
+    except (EventRouterError, ValueError, RecursionError):  # its data isn't JSON, or nested beyond reason
         return None
     return seen if isinstance(seen, dict) else None
 

@@ -313,3 +313,19 @@ def test_a_match_is_one_choice_of_fields_that_agree_on_array_elements(pattern: d
         return leaf.absent and not agreeing and search(rest, chosen)
 
     assert compiled.matches(event) == any(search(fields_of, {}) for fields_of in compiled.combinations)
+
+
+def test_a_text_that_is_an_object_is_looked_into_where_asked_for() -> None:
+    pattern = patterns.compile({"Records": {"body": {"n": [1], "m": [{"exists": False}]}}})
+    for body, found in (
+        ('{"n": 1}', True),
+        ('  {"n": 1}', True),
+        ('{"n": 2}', False),
+        ('{"n": 1, "m": 2}', False),
+        ("n", False),
+        ("{", False),
+    ):
+        event = {"Records": [{"body": "else"}, {"body": body}]}
+        assert pattern.matches(event, in_texts=True) is found
+        assert not pattern.matches(event)
+    assert not pattern.matches({"Records": [{"body": '{"n":' * 100_000}]}, in_texts=True)

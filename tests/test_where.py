@@ -63,8 +63,10 @@ async def test_data_that_is_not_json_matches_nothing(tmp_path: Path) -> None:
     @on(local("a"), where=HOT)
     async def handler(data: bytes) -> None: ...
 
+    deep = b'{"Records":' * 100_000
     async with running(tmp_path, handler) as app:
-        assert await app.sources["local"].router.deliver([Event("local", "local.put", "a", b"\xff")]) == 0
+        for data in (b"\xff", b"", b"91", deep):
+            assert await app.sources["local"].router.deliver([Event("local", "local.put", "a", data)]) == 0
 
 
 async def test_what_was_accepted_runs_though_where_has_changed(tmp_path: Path) -> None:
@@ -105,6 +107,8 @@ def test_a_bad_pattern_is_an_error_at_load(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"test_where\.py:\d+: handler: where: \$\.Records\.celsius\[0\]: unknown operator 'numerc'; did"):
         make_app(tmp_path, handler)
+    with pytest.raises(ConfigError, match=r"^\[functions\.handler\] where: \$\.a: an empty array"):
+        make_app(tmp_path, handler, toml="[functions.handler]\nwhere = { a = [] }")
     with pytest.raises(ConfigError, match=r"where='x': expected object"):
         on(local("a"), where="x")  # type: ignore[typeddict-item]
 

@@ -41,6 +41,7 @@ def sample_command(source: str, arguments: tuple[str, ...]) -> None:
 
     \b
     eventrouter sample s3
+    eventrouter sample cron "0 7 * * MON-FRI" --timezone Europe/Berlin
     eventrouter sample sns | eventrouter invoke FUNCTION -
     """
     samples: dict[str, Callable[..., Any]] = {}

@@ -66,7 +66,7 @@ def collect(event: Mapping[str, Any], names: Names, count: int, in_texts: bool =
                 if below.slot is not None:
                     found[below.slot].append((inner, chain))
                 if in_texts and below.children and isinstance(inner, str) and inner.lstrip()[:1] == "{":
-                    with suppress(msgspec.DecodeError):
+                    with suppress(msgspec.DecodeError, RecursionError):
                         todo.append((msgspec.json.decode(inner), below, chain))
         elif isinstance(value, list):
             array = arrays
