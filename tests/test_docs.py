@@ -43,11 +43,18 @@ def write(folder: Path, text: str) -> Path:
     return file
 
 
+def settings_below(text: str) -> str:
+    """Those that stand right below a block of Python are for it."""
+    below = re.compile(re.escape(text) + r"```\n\n```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return next((found[1] for page in PAGES if (found := below.search(page.read_text()))), "")
+
+
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python(text: str, tmp_path: Path) -> None:
     file = write(tmp_path, text)
     if "eventrouter_plugin" in text:
         return  # it has a test of its own
+    (tmp_path / "eventrouter.toml").write_text(settings_below(text))
     app = App(str(file), folder=tmp_path)
     marked = re.findall(r"^@on\(.*?^(?:async )?def (\w+)", text, re.MULTILINE | re.DOTALL)
     assert sorted(app.functions) == sorted(set(marked))

@@ -156,6 +156,32 @@ def test_events_shop(place: Place) -> None:
     place.says("order.placed: {'id': '9', 'total': 5} again")
 
 
+def test_webhook_github(place: Place) -> None:
+    place.serve("webhook_github.py")
+    place.run("send", "webhook", "github", '{"ref": "refs/heads/main", "after": "6113728f27ae"}', "--event", "push")
+    place.says("deploying main at 6113728")
+    place.run(
+        "send", "webhook", "github", '{"action": "opened", "issue": {"number": 7, "title": "It burns"}}', "--event", "issues", "--id", "d-1"
+    )
+    place.says("#7 It burns (delivery d-1)")
+    assert json.loads(place.curl("/webhooks/github", "-H", "X-GitHub-Event: push", "-d", '{"ref": "x", "after": "y"}'))["status"] == 401
+
+
+def test_poll_releases(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place.folder / "releases").write_text('[{"id": 1, "tag_name": "v3.14.0"}, {"id": 2, "tag_name": "v3.14.1"}]')
+    command = [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(place.folder)]
+    with subprocess.Popen([*command[:1], "-u", *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        port = server.stdout.readline().split()[5]
+        monkeypatch.setenv("RELEASES", f"http://127.0.0.1:{port}/releases")
+        try:
+            place.serve("poll_releases.py")
+            place.says("v3.14.0 is out")
+            place.says("v3.14.1 is out")
+        finally:
+            server.terminate()
+
+
 def test_every_example_is_tested() -> None:
     here = Path(__file__).read_text()
     for example in EXAMPLES.glob("*.py"):

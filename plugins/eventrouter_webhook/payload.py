@@ -1,0 +1,98 @@
+"""What Lambda functions get: of a webhook, the request as API Gateway's payload 2.0; of a poll, an event as on EventBridge."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+import msgspec
+
+from eventrouter import Event, HttpRequest
+
+_TEXT = ("text/", "application/json", "application/javascript", "application/xml")
+
+
+def attributes_of(request: HttpRequest) -> dict[str, Any]:
+    """What an event keeps of its request: names of headers in small letters, values of those that repeat joined."""
+    headers: dict[str, str] = {}
+    for name, value in request.headers:
+        key = name.lower()
+        headers[key] = f"{headers[key]},{value}" if key in headers else value
+    return {"method": request.method, "query": request.query, "headers": headers, "ip": request.remote}
+
+
+def request_event(event: Event, pattern: str, captures: dict[str, str]) -> dict[str, Any]:
+    """pattern: the endpoint's path. Optional fields are absent when empty, as in AWS."""
+    asked = event.attributes
+    headers: dict[str, str] = asked["headers"]
+    method, path, route = asked["method"], quote(event.subject, safe="/:@!$&'()*+,;=~"), f"{asked['method']} {pattern}"
+    host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+    time = event.time or 0.0
+    made: dict[str, Any] = {
+        "version": "2.0",
+        "routeKey": route,
+        "rawPath": path,
+        "rawQueryString": asked["query"],
+        "headers": headers,
+        "requestContext": {
+            "accountId": "000000000000",
+            "apiId": "local",
+            "domainName": host,
+            "domainPrefix": host.partition(".")[0],
+            "http": {
+                "method": method,
+                "path": path,
+                "protocol": "HTTP/1.1",
+                "sourceIp": asked["ip"],
+                "userAgent": headers.get("user-agent", ""),
+            },
+            "requestId": event.id,
+            "routeKey": route,
+            "stage": "$default",
+            "time": datetime.fromtimestamp(time, UTC).strftime("%d/%b/%Y:%H:%M:%S +0000"),
+            "timeEpoch": int(time * 1000),
+        },
+        "isBase64Encoded": False,
+    }
+    if "cookie" in headers:
+        made["cookies"] = [cookie.strip() for cookie in headers["cookie"].split(";")]
+    if parameters := parse_qsl(asked["query"], keep_blank_values=True):
+        joined: dict[str, str] = {}
+        for name, value in parameters:
+            joined[name] = f"{joined[name]},{value}" if name in joined else value
+        made["queryStringParameters"] = joined
+    if captures:
+        made["pathParameters"] = captures
+    if event.data:
+        made["body"], made["isBase64Encoded"] = _body(event)
+    return made
+
+
+def poll_event(event: Event) -> dict[str, Any]:
+    try:
+        detail = event.json()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        detail = event.data.decode(errors="replace")
+    return {
+        "version": "0",
+        "id": event.id,
+        "detail-type": "Poll Item" if event.type == "poll.item" else "Poll Change",
+        "source": f"poll.{event.attributes['host']}",
+        "account": "000000000000",
+        "time": datetime.fromtimestamp(event.time or 0.0, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "region": "local",
+        "resources": [event.subject],
+        "detail": detail,
+    }
+
+
+def _body(event: Event) -> tuple[str, bool]:
+    kind = event.content_type.partition(";")[0].strip().lower()
+    if kind.startswith(_TEXT) or kind.endswith(("+json", "+xml")):
+        try:
+            return event.data.decode(), False
+        except UnicodeDecodeError:
+            pass  # it is not what it says it is
+    return base64.b64encode(event.data).decode(), True
