@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+_LOCAL = "%Y-%m-%dT%H:%M:%S"
 _UNITS = {"minute": 60, "hour": 3600, "day": 86400}
 
 
@@ -63,7 +64,9 @@ class _Rate:
 class _At:
     def __init__(self, text: str, zone: ZoneInfo) -> None:
         try:
-            local = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S")
+            local = datetime.strptime(text, _LOCAL)
+            if local.strftime(_LOCAL) != text:
+                raise ValueError
         except ValueError:
             raise ValueError(f"at({text}): write a local time without zone: at(2026-12-01T08:00:00)") from None
         moment = _exists(local, zone)
@@ -72,7 +75,7 @@ class _At:
         self._moment = moment
 
     def next(self, after: datetime) -> datetime | None:
-        return self._moment if self._moment > after else None
+        return self._moment if self._moment > after.astimezone(UTC) else None
 
 
 class _UnixCron:
@@ -89,8 +92,10 @@ class _UnixCron:
             raise ValueError(f"{text!r}: {error}; five fields are minute hour day month weekday") from None
 
     def next(self, after: datetime) -> datetime | None:
-        moment: datetime | None = next(self._make(self._text, after.astimezone(self._zone)), None)
-        return moment
+        past = after.astimezone(UTC)
+        moments: Iterator[datetime] = self._make(self._text, after.astimezone(self._zone))
+        # In an hour that comes twice it may begin with a moment of the first.
+        return next((moment for moment in moments if moment > past), None)
 
 
 class _AwsCron:
@@ -109,6 +114,7 @@ class _AwsCron:
 
     def next(self, after: datetime) -> datetime | None:
         start = after.astimezone(self._zone).replace(tzinfo=None)
+        after = after.astimezone(UTC)  # two times of one zone are compared by their wall clocks
         for day in self._dates(start):
             for hour in self._hours:
                 for minute in self._minutes:

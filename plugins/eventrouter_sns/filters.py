@@ -102,7 +102,7 @@ def compile(policy: Mapping[str, Any] | str, scope: Scope = "MessageAttributes")
         raise FilterError("Filter policy must be a JSON object", "$")
     if scope == "MessageAttributes":
         # A bare text for an array of one: SNS itself refuses it, those who imitate it don't, and it can mean nothing else.
-        policy = {name: [value] if isinstance(value, str) else value for name, value in policy.items()}
+        policy = {name: [value] if isinstance(value, str) and name != _OR else value for name, value in policy.items()}
     try:
         combinations, nested = _check(policy, "$", 1)
         size = len(msgspec.json.encode(policy))

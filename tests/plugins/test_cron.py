@@ -5,11 +5,12 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -99,6 +100,22 @@ def test_six_fields_in_berlin(expression: str, after: str, want: list[str | None
     assert [moment and moment.isoformat() for moment in got] == want
 
 
+@pytest.mark.parametrize("zone", [ZoneInfo("Europe/Berlin"), UTC])
+@pytest.mark.parametrize(
+    ("expression", "want"),
+    [
+        ("cron(50 2 * * ? *)", "2026-10-26T02:50:00+01:00"),
+        ("50 2 * * *", "2026-10-26T02:50:00+01:00"),
+        ("*/10 * * * *", "2026-10-25T02:50:00+01:00"),
+        ("at(2026-10-25T02:50:00)", None),
+    ],
+)
+def test_in_the_second_of_two_equal_hours_the_first_is_past(zone: tzinfo, expression: str, want: str | None) -> None:
+    after = datetime(2026, 10, 25, 2, 45, tzinfo=ZoneInfo("Europe/Berlin"), fold=1).astimezone(zone)
+    found = parse(expression, "Europe/Berlin").next(after)
+    assert (found and found.isoformat()) == want
+
+
 @given(
     st.sampled_from(
         ["* * * * ? *", "0/7 3 ? * MON-FRI *", "0 0 L * ? *", "30 1-3 * * ? *", "15 2 ? * 1#1 *", "*/20 * * * *", "30 2 * * *"]
@@ -128,6 +145,7 @@ def test_next_is_always_later_and_skips_nothing(expression: str, zone: str, afte
         ("rate(1 hours)", "UTC", "write rate(1 hour)"),
         ("rate(5 weeks)", "UTC", "minute(s), hour(s) or day(s)"),
         ("at(tomorrow)", "UTC", "at(2026-12-01T08:00:00)"),
+        ("at(2026-1-1T8:0:0)", "UTC", "at(2026-12-01T08:00:00)"),
         ("at(2026-03-29T02:30:00)", "Europe/Berlin", "the clocks of Europe/Berlin skip this time"),
         ("0 7 * * *", "Berlin", "timezone 'Berlin': no such zone"),
         ("0 7 * * *", "../etc/passwd", "no such zone"),

@@ -130,6 +130,9 @@ def test_attributes_are_flat(policy: Any) -> None:
 
 
 def test_what_is_no_policy_or_scope() -> None:
+    for branches in ("x", [], [{"a": ["x"]}]):
+        with pytest.raises(ValueError, match=r"\$or"):
+            filters.compile({"$or": branches})
     with pytest.raises(ValueError, match="failed to parse JSON"):
         filters.compile("{")
     with pytest.raises(ValueError, match="must be a JSON object"):
