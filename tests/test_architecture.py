@@ -30,7 +30,7 @@ FLOORS = {
     "cli": 12,
     "__main__": 13,
 }  # fmt: skip
-HEAVY = {"aiohttp", "paho", "watchdog", "apsw", "uvloop", "cronsim"}
+HEAVY = {"aiohttp", "paho", "watchdog", "apsw", "uvloop", "cronsim", "psycopg"}
 
 
 def modules(folder: Path) -> list[Path]:

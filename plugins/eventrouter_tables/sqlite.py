@@ -1,0 +1,214 @@
+"""A SQLite database's log of changes, and its tables for clients. Everything here blocks; the source calls it in threads."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+import msgspec
+
+from eventrouter import EventRouterError
+from eventrouter.errors import suggest
+from eventrouter_tables.changelog import KEEP, SCHEMA, Shape, quoted, read, triggers
+from eventrouter_tables.records import Kind, Row, Stream
+
+_BUSY = 5000  # milliseconds to wait for other writers
+_OWN = ("eventrouter_", "sqlite_")
+
+
+def connect(path: str) -> apsw.Connection:
+    """Raises EventRouterError when there is no such database: none is made of a name that is misspelt."""
+    if not Path(path).is_file():
+        raise EventRouterError(f"{path}: no such file; make the database first, or correct the path")
+    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+    connection.set_busy_timeout(_BUSY)
+    return connection
+
+
+class _Shape(NamedTuple):
+    name: str
+    columns: list[str]
+    key: list[str]
+
+
+class Log:
+    """The log of one database."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._db = connect(path)
+        self._inode = self._path.stat().st_ino
+        self._seen: int | None = None
+        self._schema: int | None = None
+        self._faults: dict[str, str] = {}
+        self._shapes: dict[int, _Shape] = {}
+        # Python's name of the database's encoding is SQLite's without the dashes.
+        self._encoding = str(self._db.pragma("encoding")).replace("-", "").lower().replace("utf16", "utf-16-").replace("utf8", "utf-8")
+        self.stream = Stream(0, 0)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def changed(self) -> bool:
+        """Whether another connection has committed since it was last asked. Raises EventRouterError when the file is another one."""
+        try:
+            inode = self._path.stat().st_ino
+        except FileNotFoundError:
+            inode = 0
+        if inode != self._inode:
+            raise EventRouterError(f"{self._path}: the file was {'replaced' if inode else 'removed'}")
+        seen = self._db.pragma("data_version")
+        changed, self._seen = bool(seen != self._seen), seen
+        return changed
+
+    def prepare(self, names: Sequence[str]) -> dict[str, str]:
+        """Have these tables' changes logged from now on; what stands in the way, by name. Does nothing while the schema stays."""
+        if self._schema == self._db.pragma("schema_version"):
+            return self._faults
+        self._faults = {}
+        with Immediate(self._db):
+            for statement in SCHEMA.split(";\n"):
+                self._db.execute(statement)
+            self._db.execute(
+                "INSERT INTO eventrouter_stream SELECT ?, (julianday('now') - 2440587.5) * 86400.0"
+                " WHERE NOT EXISTS (SELECT 1 FROM eventrouter_stream)", (_prefix(),),
+            )  # fmt: skip
+            for name in names:
+                shape = self._describe(name)
+                if isinstance(shape, str):
+                    self._faults[name] = shape
+                else:
+                    self._install(shape)
+        self._shapes.clear()
+        self._schema = self._db.pragma("schema_version")
+        self.stream = Stream(*self._db.execute("SELECT prefix, created FROM eventrouter_stream").get)
+        return self._faults
+
+    def head(self) -> int:
+        """The number of the last change."""
+        return self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'eventrouter_changes'").get or 0
+
+    def renew(self) -> None:
+        """New sequence numbers: the old ones were given to changes that a restored database has forgotten."""
+        self._db.execute("UPDATE eventrouter_stream SET prefix = ?", (_prefix(),))
+        self.stream = msgspec.structs.replace(self.stream, prefix=self._db.execute("SELECT prefix FROM eventrouter_stream").get)
+
+    def trimmed(self, after: int) -> int:
+        """How many changes after this one are gone unread."""
+        first = self._db.execute("SELECT min(seq) FROM eventrouter_changes").get
+        return max(0, (self.head() + 1 if first is None else first) - after - 1)
+
+    def read(self, after: int, limit: int) -> list[Row]:
+        """The next changes, in order of commit."""
+        found = self._db.execute(
+            "SELECT seq, shape, at, CAST(old AS BLOB), CAST(new AS BLOB) FROM eventrouter_changes WHERE seq > ? ORDER BY seq LIMIT ?",
+            (after, limit),
+        )
+        return [self._row(*values) for values in found]
+
+    def trim(self) -> None:
+        """Forget what is older than a day; the triggers do, too, as long as somebody writes."""
+        old = "at < (julianday('now') - 2440587.5) * 86400.0 - ?"
+        if self._db.execute(f"SELECT 1 FROM (SELECT at FROM eventrouter_changes ORDER BY seq LIMIT 1) WHERE {old}", (KEEP,)).get:
+            self._db.execute(
+                f"DELETE FROM eventrouter_changes WHERE seq IN (SELECT seq FROM eventrouter_changes ORDER BY seq LIMIT 10000) AND {old}",
+                (KEEP,),
+            )
+
+    def _row(self, seq: int, shape: int, at: float, old: bytes | None, new: bytes | None) -> Row:
+        if shape not in self._shapes:
+            name, columns, key = self._db.execute("SELECT name, columns, key FROM eventrouter_shapes WHERE shape = ?", (shape,)).get
+            self._shapes[shape] = _Shape(name, msgspec.json.decode(columns), msgspec.json.decode(key))
+        name, columns, key = self._shapes[shape]
+        before, after = (self._image(columns, image) for image in (old, new))
+        kind: Kind = "INSERT" if before is None else "REMOVE" if after is None else "MODIFY"
+        binary = {column for image in (before, after) if image for column, value in image.items() if isinstance(value, bytes)}
+        return Row(name, kind, seq, 0, at, key, before, after, binary=sorted(binary))
+
+    def _image(self, columns: Sequence[str], literals: bytes | None) -> dict[str, Any] | None:
+        if literals is None:
+            return None
+        return dict(zip(columns, read(literals.decode(self._encoding, "replace"), self._encoding), strict=True))
+
+    def _describe(self, name: str) -> Shape | str:
+        """The table, or why its changes can't be logged."""
+        found = find(self._db, name)
+        if found is None:
+            return f"there is no table {name!r}{suggest(name, self.tables())}"
+        real, kind, without_rowid = found
+        if kind != "table" or real.lower().startswith(_OWN):
+            return f"{name!r} is {'a ' + kind if kind != 'table' else 'no table of yours'}: its changes can't be logged"
+        return describe(self._db, real, without_rowid)
+
+    def tables(self) -> list[str]:
+        return tables(self._db)
+
+    def _install(self, shape: Shape) -> None:
+        described = (shape.name, *(msgspec.json.encode(names).decode() for names in (shape.columns, shape.key)))
+        self._db.execute("INSERT OR IGNORE INTO eventrouter_shapes (name, columns, key) VALUES (?, ?, ?)", described)
+        number = self._db.execute("SELECT shape FROM eventrouter_shapes WHERE name = ? AND columns = ? AND key = ?", described).get
+        there = dict(
+            self._db.execute(
+                "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? AND name LIKE 'eventrouter!_%' ESCAPE '!'",
+                (shape.name,),
+            )
+        )
+        wanted = triggers(shape, number)
+        if there == wanted:
+            return
+        for name in there:
+            self._db.execute(f"DROP TRIGGER {quoted(name)}")
+        for statement in wanted.values():
+            self._db.execute(statement)
+
+
+class Immediate:
+    """A transaction that writes: it waits for others at its begin, not in its middle."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def find(db: apsw.Connection, name: str) -> tuple[str, str, bool] | None:
+    """As it is really written, its type ("table", "view"), and whether it is WITHOUT ROWID."""
+    return db.execute("SELECT name, type, wr FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE", (name,)).get  # type: ignore[no-any-return]
+
+
+def tables(db: apsw.Connection) -> list[str]:
+    found = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return [str(name) for (name,) in found if not str(name).lower().startswith(_OWN)]
+
+
+def describe(db: apsw.Connection, name: str, without_rowid: bool) -> Shape:
+    """name: as the table is really written."""
+    info = [row for row in db.execute("SELECT name, pk, hidden FROM pragma_table_xinfo(?)", (name,)) if row[2] != 1]
+    columns = [column for column, _, _ in info]
+    key = [column for column, pk, _ in sorted(info, key=lambda row: row[1]) if pk]
+    unique: list[Any] = []
+    indexed = False
+    for index, is_unique, origin, partial in db.execute('SELECT name, "unique", origin, partial FROM pragma_index_list(?)', (name,)):
+        indexed |= origin == "pk"
+        parts: list[Any] = db.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", (index,)).fetchall()
+        if is_unique and not partial and all(column is not None for column, _ in parts):
+            unique.append(tuple(parts))
+    number = key[0] if key and not indexed and not without_rowid else None
+    if not key:
+        number = next(each for each in ("rowid", "_rowid_", "oid") if each not in {column.lower() for column in columns})
+        columns.insert(0, number)
+        key = [number]
+    if number is not None:
+        unique.append(((number, "BINARY"),))
+    return Shape(name, tuple(columns), tuple(key), tuple(unique), number is not None)
+
+
+def _prefix() -> int:
+    return random.SystemRandom().randrange(10_000_000, 100_000_000)
