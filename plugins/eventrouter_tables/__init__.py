@@ -203,14 +203,21 @@ def doctor(config: TablesConfig) -> list[Finding]:
 
 
 def sample(
-    name: str = "orders", item: str = '{"id": 101, "status": "paid"}', *, kind: Kind = "MODIFY", view: View = "NEW_AND_OLD_IMAGES"
-) -> Any:
-    """What a Lambda function gets when a row that was `{"id": 101, "status": "new"}`, say, becomes ITEM, a JSON object."""
+    name: str = "orders",
+    new: str = '{"id": 101, "status": "paid"}',
+    old: str = '{"id": 101, "status": "new"}',
+    *,
+    key: str = "id",
+    view: View = "NEW_AND_OLD_IMAGES",
+) -> dict[str, Any]:
+    """What a Lambda function gets when a row of table NAME was OLD and is NEW: JSON objects, or null for none."""
     trigger = table(name, view=view)
-    new = msgspec.json.decode(item, type=dict[str, Any])
-    key = [next(iter(new))] if new else []
-    old = {column: value if column in key else None for column, value in new.items()} if item else {}
-    row = Row(name, kind, 1, 0, 1_767_225_600.0, key, None if kind == "INSERT" else old, None if kind == "REMOVE" else new)
+    try:
+        before, after = (msgspec.json.decode(image, type=dict[str, Any] | None) for image in (old, new))
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"sample tables: write a row as a JSON object, or null: {error}") from None
+    kind: Kind = "INSERT" if before is None else "REMOVE" if after is None else "MODIFY"
+    row = Row(name, kind, 1, 0, 1_767_225_600.0, [key], before, after)
     return trigger.aws_event(events(row, Feed(*trigger.feed), Stream(10_000_000, 1_767_225_600.0)))
 
 

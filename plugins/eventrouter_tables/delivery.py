@@ -17,12 +17,18 @@ _AGAIN = 0.5  # seconds until the journal is asked again whether it takes events
 class Progress(msgspec.Struct):
     """position: of the last change that is journalled. prefix: of the log that it was in; 0: none was read yet.
 
-    since: by function and feed, the change after which it gets them.
+    since: by function and feed, the change after which it gets them. generation: how often another log was in the place of the last.
     """
 
     position: int = 0
     prefix: int = 0
     since: dict[str, int] = {}
+    generation: int = 0
+
+    def apart(self, stream: Stream) -> Stream:
+        """The stream with sequence numbers that no former log had: an older copy of a database gives its own out again, for other changes."""
+        prefix = 10_000_000 + (stream.prefix + self.generation * 7_654_321) % 90_000_000
+        return msgspec.structs.replace(stream, prefix=prefix)
 
 
 class Delivery:

@@ -70,12 +70,11 @@ class SqliteFeed:
     async def _begin(self, log: Log) -> None:
         progress, warn = await self._delivery.load(), self._delivery.router.log.warning
         head = await self._call(log.head)
-        if progress.prefix == log.stream.prefix and progress.position > head:
-            await self._call(log.renew)
-        if progress.prefix not in (0, log.stream.prefix):
+        if progress.prefix not in (0, log.stream.prefix) or progress.position > head:
             warn("%s is another database than before, or an older copy: all changes that it has written down are taken as new", self._path,
                  extra={"action": "tables.another", "source": "tables"})  # fmt: skip
             progress.position, progress.since = 0, dict.fromkeys(progress.since, 0)
+            progress.generation += 1
         elif lost := await self._call(log.trimmed, progress.position) if progress.since else 0:
             warn("%s: %d changes are lost: they were older than a day when the router came back", self._path, lost,
                  extra={"action": "tables.trimmed", "source": "tables", "count": lost})  # fmt: skip
@@ -86,7 +85,7 @@ class SqliteFeed:
         delivery = self._delivery
         wanted = {name: [feed for feed in delivery.feeds if feed.table.lower() == name.lower()] for name in await self._call(log.tables)}
         while rows := await self._call(log.read, delivery.progress.position, _AT_ONCE):
-            await delivery.deliver(rows, wanted, log.stream)
+            await delivery.deliver(rows, wanted, delivery.progress.apart(log.stream))
             delivery.progress.position = rows[-1].position
             delivery.router.crash_point("ack.before")
             await delivery.save()

@@ -91,11 +91,6 @@ class Log:
         """The number of the last change."""
         return self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'eventrouter_changes'").get or 0
 
-    def renew(self) -> None:
-        """New sequence numbers: the old ones were given to changes that a restored database has forgotten."""
-        self._db.execute("UPDATE eventrouter_stream SET prefix = ?", (_prefix(),))
-        self.stream = msgspec.structs.replace(self.stream, prefix=self._db.execute("SELECT prefix FROM eventrouter_stream").get)
-
     def trimmed(self, after: int) -> int:
         """How many changes after this one are gone unread."""
         first = self._db.execute("SELECT min(seq) FROM eventrouter_changes").get
