@@ -26,7 +26,7 @@ class Progress(msgspec.Struct):
     generation: int = 0
 
     def apart(self, stream: Stream) -> Stream:
-        """The stream with sequence numbers that no former log had: an older copy of a database gives its own out again, for other changes."""
+        """With sequence numbers that no former log had: an older copy of a database would give out the same for other changes."""
         prefix = 10_000_000 + (stream.prefix + self.generation * 7_654_321) % 90_000_000
         return msgspec.structs.replace(stream, prefix=prefix)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import apsw
 
 from eventrouter import EventRouterError
 from eventrouter.errors import suggest
 from eventrouter_tables.changelog import quoted
-from eventrouter_tables.sqlite import connect, describe, find, tables
+from eventrouter_tables.sqlite import connect, describe, find, tables, value
 
 _COMPARE = ("=", "!=", "<", "<=", ">", ">=", "LIKE")
 
@@ -18,10 +17,12 @@ _COMPARE = ("=", "!=", "<", "<=", ">", ">=", "LIKE")
 class Rows:
     """One table, for clients."""
 
-    def __init__(self, db: apsw.Connection, name: str) -> None:
+    def __init__(self, db: sqlite3.Connection, name: str) -> None:
         found = find(db, name)
         if found is None:
-            raise EventRouterError(f"there is no table {name!r} in {db.filename}{suggest(name, tables(db))}")
+            raise EventRouterError(
+                f"there is no table {name!r} in {value(db, 'SELECT file FROM pragma_database_list')}{suggest(name, tables(db))}"
+            )
         self._db = db
         self._shape = describe(db, found[0], bool(found[2]))
         self._table = quoted(found[0])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
-import apsw
 import msgspec
 
 from eventrouter import EventRouterError, Router, Source
@@ -81,7 +81,7 @@ class TablesSource(Source[TablesConfig]):
         while True:
             try:
                 await follower.follow(tell)
-            except (EventRouterError, apsw.Error) as error:
+            except (EventRouterError, sqlite3.Error) as error:
                 self._tell(database, str(error))
             await self.router.clock.sleep(_AGAIN[min(failures, len(_AGAIN) - 1)])
             failures += 1
@@ -106,7 +106,7 @@ class TablesSource(Source[TablesConfig]):
         client, executor = self._clients[database.url]
         try:
             return await loop.run_in_executor(executor, partial(client.call, table, do))
-        except apsw.Error as error:
+        except (sqlite3.Error, OverflowError) as error:
             raise EventRouterError(f"table {table!r}: {error}") from error
         finally:
             if database in self._followers:

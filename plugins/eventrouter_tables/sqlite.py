@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
-import apsw
 import msgspec
 
 from eventrouter import EventRouterError
@@ -15,17 +16,22 @@ from eventrouter.errors import suggest
 from eventrouter_tables.changelog import KEEP, SCHEMA, Shape, quoted, read, triggers
 from eventrouter_tables.records import Kind, Row, Stream
 
-_BUSY = 5000  # milliseconds to wait for other writers
+_BUSY = 5.0  # seconds to wait for other writers
 _OWN = ("eventrouter_", "sqlite_")
 
 
-def connect(path: str) -> apsw.Connection:
+def connect(path: str) -> sqlite3.Connection:
     """Raises EventRouterError when there is no such database: none is made of a name that is misspelt."""
     if not Path(path).is_file():
         raise EventRouterError(f"{path}: no such file; make the database first, or correct the path")
-    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
-    connection.set_busy_timeout(_BUSY)
-    return connection
+    # Handlers open the database with this library, too. A second copy of SQLite in one process, apsw's say, would undo their locks.
+    return sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+
+
+def value(db: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> Any:
+    """The first column of the first row; None when there is none."""
+    row = db.execute(sql, parameters).fetchone()
+    return None if row is None else row[0]
 
 
 class _Shape(NamedTuple):
@@ -46,7 +52,9 @@ class Log:
         self._faults: dict[str, str] = {}
         self._shapes: dict[int, _Shape] = {}
         # Python's name of the database's encoding is SQLite's without the dashes.
-        self._encoding = str(self._db.pragma("encoding")).replace("-", "").lower().replace("utf16", "utf-16-").replace("utf8", "utf-8")
+        self._encoding = (
+            str(value(self._db, "PRAGMA encoding")).replace("-", "").lower().replace("utf16", "utf-16-").replace("utf8", "utf-8")
+        )
         self.stream = Stream(0, 0)
 
     def close(self) -> None:
@@ -60,13 +68,13 @@ class Log:
             inode = 0
         if inode != self._inode:
             raise EventRouterError(f"{self._path}: the file was {'replaced' if inode else 'removed'}")
-        seen = self._db.pragma("data_version")
+        seen = value(self._db, "PRAGMA data_version")
         changed, self._seen = bool(seen != self._seen), seen
         return changed
 
     def prepare(self, names: Sequence[str]) -> dict[str, str]:
         """Have these tables' changes logged from now on; what stands in the way, by name. Does nothing while the schema stays."""
-        if self._schema == self._db.pragma("schema_version"):
+        if self._schema == value(self._db, "PRAGMA schema_version"):
             return self._faults
         self._faults = {}
         with Immediate(self._db):
@@ -83,17 +91,17 @@ class Log:
                 else:
                     self._install(shape)
         self._shapes.clear()
-        self._schema = self._db.pragma("schema_version")
-        self.stream = Stream(*self._db.execute("SELECT prefix, created FROM eventrouter_stream").get)
+        self._schema = value(self._db, "PRAGMA schema_version")
+        self.stream = Stream(*self._db.execute("SELECT prefix, created FROM eventrouter_stream").fetchone())
         return self._faults
 
     def head(self) -> int:
         """The number of the last change."""
-        return self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'eventrouter_changes'").get or 0
+        return value(self._db, "SELECT seq FROM sqlite_sequence WHERE name = 'eventrouter_changes'") or 0
 
     def trimmed(self, after: int) -> int:
         """How many changes after this one are gone unread."""
-        first = self._db.execute("SELECT min(seq) FROM eventrouter_changes").get
+        first = value(self._db, "SELECT min(seq) FROM eventrouter_changes")
         return max(0, (self.head() + 1 if first is None else first) - after - 1)
 
     def read(self, after: int, limit: int) -> list[Row]:
@@ -107,7 +115,7 @@ class Log:
     def trim(self) -> None:
         """Forget what is older than a day; the triggers do, too, as long as somebody writes."""
         old = "at < (julianday('now') - 2440587.5) * 86400.0 - ?"
-        if self._db.execute(f"SELECT 1 FROM (SELECT at FROM eventrouter_changes ORDER BY seq LIMIT 1) WHERE {old}", (KEEP,)).get:
+        if value(self._db, f"SELECT 1 FROM (SELECT at FROM eventrouter_changes ORDER BY seq LIMIT 1) WHERE {old}", (KEEP,)):
             self._db.execute(
                 f"DELETE FROM eventrouter_changes WHERE seq IN (SELECT seq FROM eventrouter_changes ORDER BY seq LIMIT 10000) AND {old}",
                 (KEEP,),
@@ -115,7 +123,7 @@ class Log:
 
     def _row(self, seq: int, shape: int, at: float, old: bytes | None, new: bytes | None) -> Row:
         if shape not in self._shapes:
-            name, columns, key = self._db.execute("SELECT name, columns, key FROM eventrouter_shapes WHERE shape = ?", (shape,)).get
+            name, columns, key = self._db.execute("SELECT name, columns, key FROM eventrouter_shapes WHERE shape = ?", (shape,)).fetchone()
             self._shapes[shape] = _Shape(name, msgspec.json.decode(columns), msgspec.json.decode(key))
         name, columns, key = self._shapes[shape]
         before, after = (self._image(columns, image) for image in (old, new))
@@ -144,7 +152,7 @@ class Log:
     def _install(self, shape: Shape) -> None:
         described = (shape.name, *(msgspec.json.encode(names).decode() for names in (shape.columns, shape.key)))
         self._db.execute("INSERT OR IGNORE INTO eventrouter_shapes (name, columns, key) VALUES (?, ?, ?)", described)
-        number = self._db.execute("SELECT shape FROM eventrouter_shapes WHERE name = ? AND columns = ? AND key = ?", described).get
+        number = value(self._db, "SELECT shape FROM eventrouter_shapes WHERE name = ? AND columns = ? AND key = ?", described)
         there = dict(
             self._db.execute(
                 "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? AND name LIKE 'eventrouter!_%' ESCAPE '!'",
@@ -163,7 +171,7 @@ class Log:
 class Immediate:
     """A transaction that writes: it waits for others at its begin, not in its middle."""
 
-    def __init__(self, db: apsw.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
     def __enter__(self) -> None:
@@ -173,17 +181,19 @@ class Immediate:
         self._db.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
-def find(db: apsw.Connection, name: str) -> tuple[str, str, bool] | None:
+def find(db: sqlite3.Connection, name: str) -> tuple[str, str, bool] | None:
     """As it is really written, its type ("table", "view"), and whether it is WITHOUT ROWID."""
-    return db.execute("SELECT name, type, wr FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE", (name,)).get  # type: ignore[no-any-return]
+    found = db.execute("SELECT name, type, wr FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE", (name,))
+    row: tuple[str, str, bool] | None = found.fetchone()
+    return row
 
 
-def tables(db: apsw.Connection) -> list[str]:
+def tables(db: sqlite3.Connection) -> list[str]:
     found = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
     return [str(name) for (name,) in found if not str(name).lower().startswith(_OWN)]
 
 
-def describe(db: apsw.Connection, name: str, without_rowid: bool) -> Shape:
+def describe(db: sqlite3.Connection, name: str, without_rowid: bool) -> Shape:
     """name: as the table is really written."""
     info = [row for row in db.execute("SELECT name, pk, hidden FROM pragma_table_xinfo(?)", (name,)) if row[2] != 1]
     columns = [column for column, _, _ in info]
