@@ -24,6 +24,7 @@ from eventrouter_tables.records import Feed, Row, Stream
 
 _AT_ONCE = 500  # changes
 _STATUS_EVERY = 10.0  # seconds; the server ends a connection that is silent for wal_sender_timeout, 60 s
+_LOOK = 5.0  # seconds of silence; then the tables are looked at: one that is dropped and made again is another
 _CONNECT = 10  # seconds
 # How values are written must not depend on the role's settings. Several hosts, sslmode and the rest stand in the URL.
 _OPTIONS = "-c datestyle=ISO -c intervalstyle=iso_8601 -c timezone=UTC -c bytea_output=hex -c extra_float_digits=3"
@@ -166,6 +167,7 @@ class PostgresFeed:
         start = f"START_REPLICATION SLOT {self._slot} LOGICAL 0/0 (proto_version '1', publication_names '{self._slot}')"
         await _run(pg, start, ExecStatus.COPY_BOTH)
         self._confirmed = 0
+        tables = dict(self._wanted)
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(pg.socket, readable.set)
         beat = asyncio.create_task(self._beat(pg))
@@ -185,7 +187,12 @@ class PostgresFeed:
                     raise EventRouterError("the server has ended the stream")
                 await self._hand_over(pg, reader, stream)
                 readable.clear()
-                await readable.wait()
+                try:
+                    async with asyncio.timeout(_LOOK):
+                        await readable.wait()
+                except TimeoutError:
+                    if (there := await self._find_tables(sql)).keys() != tables.keys():
+                        raise EventRouterError(f"{', '.join(there.values())}: made anew; starting again with what it is now") from None
                 pg.consume_input()
         finally:
             beat.cancel()
@@ -196,10 +203,11 @@ class PostgresFeed:
         rows, reader.rows = reader.rows, []
         if rows:
             await self._delivery.deliver(rows, {str(oid): feeds for oid, feeds in self._wanted.items()}, stream)
-        if reader.ended > self._confirmed or reader.urgent:
             self._router.crash_point("ack.before")
+        if reader.ended > self._confirmed or reader.urgent:
             self._confirmed, reader.urgent = max(reader.ended, self._confirmed), False
             self._send_status(pg)
+        if rows:
             self._router.crash_point("ack.after")
 
     async def _beat(self, pg: Any) -> None:
