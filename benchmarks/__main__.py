@@ -7,7 +7,7 @@ import importlib
 
 import msgspec
 
-NAMES = ("dispatch", "durable", "http", "mqtt", "start", "backlog")
+NAMES = ("dispatch", "durable", "http", "mqtt", "start", "backlog", "patterns")
 ON_REQUEST = ("soak",)
 
 

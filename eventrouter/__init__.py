@@ -11,8 +11,22 @@ from eventrouter.functions import Idempotent, on, on_start, on_stop
 from eventrouter.hookspecs import Finding, Plugin, hookimpl
 from eventrouter.invoking import call_from_thread, invoke
 from eventrouter.journal.protocol import Received
-from eventrouter.model import Context, Event, Failed, HttpRequest, Interrupted, Outcome, Response, Succeeded, TimedOut, Trigger, Wild
-from eventrouter.retry import exponential, fixed, lambda_
+from eventrouter.model import (
+    Context,
+    Event,
+    Failed,
+    HttpRequest,
+    Interrupted,
+    Notice,
+    Outcome,
+    Response,
+    Succeeded,
+    TimedOut,
+    Trigger,
+    Wild,
+)
+from eventrouter.paths import json_path
+from eventrouter.retry import delays, exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
 from eventrouter.wildcards import Wildcards
 
@@ -35,6 +49,7 @@ __all__ = [
     "Idempotent",
     "Interrupted",
     "Message",
+    "Notice",
     "Outcome",
     "PartialFailure",
     "Plugin",
@@ -51,10 +66,12 @@ __all__ = [
     "Wild",
     "Wildcards",
     "call_from_thread",
+    "delays",
     "exponential",
     "fixed",
     "hookimpl",
     "invoke",
+    "json_path",
     "lambda_",
     "on",
     "on_start",

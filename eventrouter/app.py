@@ -17,13 +17,13 @@ from typing import IO, Any, Self
 from eventrouter import crashpoints
 from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
-from eventrouter.destinations import parse_destination
+from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
 from eventrouter.errors import ConfigError, JournalError, suggest
 from eventrouter.functions import Collected, Function, collect, load
 from eventrouter.invoking import Here, make_here
 from eventrouter.journal.protocol import Journal
-from eventrouter.model import Event, Outcome, Trigger
+from eventrouter.model import Event, Notice, Outcome, Trigger
 from eventrouter.plugins import Plugins, load_plugins
 from eventrouter.sources import Binding, Router, Source, Supervisor, make_current
 
@@ -112,17 +112,28 @@ class App:
                 if trigger.source not in self.plugins.by_name:
                     raise ConfigError(f"{function.place}: {function.name}: no plugin is installed for {trigger.source!r} triggers")
             for what in ("dlq", "on_success", "on_failure"):
-                self._check_destination(function, what)
+                self._check_policy_destination(function, what)
         for plugin in self.plugins.by_name.values():
+            for place, target in plugin.forwards(self.config.plugins.get(plugin.name)) if plugin.forwards is not None else ():
+                self._check_destination(place, target)
             if plugin.check is not None:
                 pairs = [(binding.function.name, binding.trigger) for binding in self._bindings(plugin.name)]
                 plugin.check(self.config.plugins.get(plugin.name), pairs)
 
-    def _check_destination(self, function: Function, what: str) -> None:
+    def _check_policy_destination(self, function: Function, what: str) -> None:
         target = getattr(function.policy, what)
         if target is None:
             return
         place = f"{function.place}: {function.name}: {what}"
+        to = self._check_destination(place, target)
+        probe = Event(to.scheme, "", to.name)
+        # Of those with a pattern it can't be told here.
+        mine = [trigger for trigger in function.triggers if trigger.source == to.scheme and trigger.content_pattern is None]
+        if any(trigger.matches(probe) is not None for trigger in mine) or (to.scheme, to.name) == ("lambda", function.name):
+            raise ConfigError(f"{place}={target!r}: that starts {function.name} itself, and it would never end; send it elsewhere")
+
+    def _check_destination(self, place: str, target: str) -> Destination:
+        """Raises ConfigError that begins with `place` when nothing can be sent there."""
         to = parse_destination(target, place)
         known = {"lambda", *(name for name, plugin in self.plugins.by_name.items() if plugin.destination)}
         if to.scheme not in known:
@@ -135,10 +146,7 @@ class App:
                 check(to.name)
             except ConfigError as error:
                 raise ConfigError(f"{place}={target!r}: {error}") from None
-        probe = Event(to.scheme, "", to.name)
-        own = [trigger for trigger in function.triggers if trigger.source == to.scheme and trigger.matches(probe) is not None]
-        if own or (to.scheme, to.name) == ("lambda", function.name):
-            raise ConfigError(f"{place}={target!r}: that starts {function.name} itself, and it would never end; send it elsewhere")
+        return to
 
     def _bindings(self, source: str) -> list[Binding]:
         return [Binding(f, trigger) for f in self.functions.values() for trigger in f.triggers if trigger.source == source]
@@ -152,9 +160,10 @@ class App:
         if config.url not in known:
             raise ConfigError(f"[journal] url: {config.url!r} is no journal{suggest(config.url, known)}")
         dedupe, history = seconds(config.dedupe, "[journal] dedupe"), seconds(config.history, "[journal] history")
+        archive = seconds(config.archive, "[journal] archive")
         rows, size = backlog(config.max_backlog)
         limits = Limits(rows, size, byte_size(config.min_free, "[journal] min_free"))
-        return SqliteJournal(known[config.url], clock=self.clock, dedupe=dedupe, history=history, limits=limits)
+        return SqliteJournal(known[config.url], clock=self.clock, dedupe=dedupe, history=history, archive=archive, limits=limits)
 
     # Life
 
@@ -176,10 +185,11 @@ class App:
             stack.enter_context(lock(self.config.data))
             await self.journal.open()
             stack.push_async_callback(self.journal.close)
+            self.journal.on_fault(self._journal_changed)
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
             make_current(self.sources)
-            self.supervisor = Supervisor(self.sources, self.clock, lambda: self.journal.fault)
+            self.supervisor = Supervisor(self.sources, self.clock, lambda: self.journal.fault, self.engine.notices)
             stack.push_async_callback(self.supervisor.close)
             stack.push_async_callback(self._run_stops)
             for function in self.collected.starts:
@@ -220,9 +230,14 @@ class App:
             source = found[name] = getattr(importlib.import_module(module), cls)(self.config.plugins.get(name), router)
             if hasattr(source, "queue"):
                 self.engine.intake.queueing[name] = source.queue
+            if hasattr(source, "heard"):
+                self.engine.notices.listeners.append(source.heard)
             if plugin.destination:
                 self.engine.intake.senders[name] = source.message
         return found
+
+    def _journal_changed(self, fault: str) -> None:
+        self.engine.notices.tell(Notice("journal", "", {"state": "refusing" if fault else "accepting", "reason": fault}))
 
     async def _drain(self) -> None:
         await self.engine.stop(self.config.app.drain)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import traceback
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from math import inf
 from typing import Any
+
+from msgspec.structs import replace
 
 from eventrouter.batches import Malformed, PartialFailure, failed_items
 from eventrouter.binding import BatchBinder, Binder, Dependencies
@@ -17,7 +19,7 @@ from eventrouter.errors import InvalidPayload, Reject, Retry
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim
 from eventrouter.lanes import Lane
-from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Succeeded, TimedOut
+from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Stream, Succeeded, TimedOut
 from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, run
 from eventrouter.runtimes.thread import ThreadRuntime
 
@@ -53,9 +55,17 @@ class Attempts:
             self._threads.close()
 
     async def run(
-        self, lane: Lane, binder: Binder | Bound, event: Event, captures: Mapping[str, str], of: Claim | str, attempt: int, slot: Slot
+        self,
+        lane: Lane,
+        binder: Binder | Bound,
+        event: Event,
+        captures: Mapping[str, str],
+        of: Claim | str,
+        attempt: int,
+        slot: Slot,
+        stream: Stream | None = None,
     ) -> Outcome:
-        """Run the handler once. of: whose attempt it is, or the invocation's id."""
+        """Run the handler once. of: whose attempt it is, or the invocation's id. stream: see `Router.request`."""
         function, limit = lane.function, lane.policy.timeout
         event.attempt = attempt
         deadline = self.sweeper.arm(slot, limit)
@@ -66,13 +76,13 @@ class Attempts:
                 context = Context(function.name, id, deadline, self._clock.monotonic, function.policy.env, attempt)
             args, kwargs = binder.bind(event, captures, context)
             call: Coroutine[Any, Any, Any]
-            if context is not None and binder.depends:
-                call = self._call_with_dependencies(function, args, kwargs, event, context)
-            elif function.is_async:
-                call = function.handler(*args, **kwargs)
+            if not function.is_async or function.streams or binder.depends:
+                call = self._call(function, args, kwargs, event, context, stream)
             else:
-                call = self._call(function, args, kwargs)
+                call = function.handler(*args, **kwargs)
             result = await run(call, slot, lane.suspended)
+            if stream is not None and is_streamed(result):
+                result = await run(_consume(stream, result), slot, lane.suspended)
             if slot.expired:
                 return TimedOut(limit)
             return Succeeded(result)
@@ -99,19 +109,87 @@ class Attempts:
                     slot.task.uncancel()
                 slot.expiries = 0
 
-    async def _call(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if function.is_async:
-            return await function.handler(*args, **kwargs)
-        if function.isolation == "inline":
-            return function.handler(*args, **kwargs)
-        return await self._threads.run(function.handler, args, kwargs)
-
-    async def _call_with_dependencies(
-        self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], event: Event, context: Context
+    async def _call(
+        self,
+        function: Function,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        event: Event,
+        context: Context | None,
+        stream: Stream | None,
     ) -> Any:
         wanted = function.binders[None].depends
+        if context is None or not wanted:
+            return await self._call_with(function, args, kwargs, stream)
         async with AsyncExitStack() as stack:
-            return await self._call(function, args, {**kwargs, **await self.dependencies.resolve(wanted, stack, event, context)})
+            made = await self.dependencies.resolve(wanted, stack, event, context)
+            return await self._call_with(function, args, {**kwargs, **made}, stream)
+
+    async def _call_with(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], stream: Stream | None) -> Any:
+        if function.streams:
+            return await (stream or _collect)(function.handler(*args, **kwargs))
+        if function.is_async:
+            result = await function.handler(*args, **kwargs)
+        elif function.isolation == "inline":
+            result = function.handler(*args, **kwargs)
+        else:
+            result = await self._threads.run(function.handler, args, kwargs)
+            if stream is not None and is_streamed(result):
+                return await stream(_with_chunks(result, self._pulled))
+        if stream is not None and is_streamed(result):  # here, where what the handler depends on is still open
+            return await _consume(stream, result)
+        return result
+
+    async def _pulled(self, chunks: Iterator[Any]) -> AsyncIterator[Any]:
+        """The chunks of a `def` handler, made in threads as itself was run."""
+        end = object()
+        try:
+            while (chunk := await self._threads.run(next, (chunks, end), {})) is not end:
+                yield chunk
+        finally:
+            if isinstance(chunks, Generator):
+                await self._threads.run(chunks.close, (), {})
+
+
+_WHOLE = frozenset((dict, list, str, bytes, int, float, bool, type(None)))
+
+
+def is_streamed(result: Any) -> bool:
+    """Whether a handler's answer comes in chunks."""
+    if type(result) in _WHOLE:  # the usual case
+        return False
+    return isinstance(result.body if isinstance(result, Response) else result, AsyncIterator | Iterator)
+
+
+def _with_chunks(result: Any, convert: Callable[[Iterator[Any]], AsyncIterator[Any]]) -> Any:
+    """The answer, its chunks in an async iterator."""
+    chunks = result.body if isinstance(result, Response) else result
+    if isinstance(chunks, AsyncIterator):
+        return result
+    return replace(result, body=convert(chunks)) if isinstance(result, Response) else convert(chunks)
+
+
+async def _consume(stream: Stream, result: Any) -> Any:
+    return await stream(_with_chunks(result, _stepped))
+
+
+async def _stepped(chunks: Iterator[Any]) -> AsyncIterator[Any]:
+    try:
+        for chunk in chunks:
+            yield chunk
+    finally:
+        if isinstance(chunks, Generator):
+            chunks.close()
+
+
+async def _collect(chunks: AsyncIterator[Any]) -> Any:
+    """What a generator comes to when nobody takes it chunk by chunk: text, bytes, or else a list."""
+    items = [chunk async for chunk in chunks]
+    if items and all(isinstance(item, str) for item in items):
+        return "".join(items)
+    if items and all(isinstance(item, bytes) for item in items):
+        return b"".join(items)
+    return items
 
 
 def read_batch(

@@ -38,13 +38,20 @@ class Binder:
     """Turns an event of one trigger into a handler's arguments.
 
     needs_context: whether `bind` wants a Context. depends: what to make first, by parameter.
+    takes: what of the event goes into which parameter: a "wildcard", a "query" parameter, the "payload".
     """
 
-    __slots__ = ("_getters", "_keywords", "_single", "depends", "needs_context")
+    __slots__ = ("_getters", "_keywords", "_single", "depends", "needs_context", "takes")
 
     def __init__(
-        self, getters: Sequence[Getter], keywords: Mapping[str, Getter], depends: Mapping[str, Depends], needs_context: bool
+        self,
+        getters: Sequence[Getter],
+        keywords: Mapping[str, Getter],
+        depends: Mapping[str, Depends],
+        needs_context: bool,
+        takes: Mapping[str, tuple[str, inspect.Parameter]] = {},
     ) -> None:
+        self.takes = dict(takes)
         self._getters = tuple(getters)
         self._keywords = dict(keywords)
         self._single = getters[0] if len(getters) == 1 and not keywords else None
@@ -171,6 +178,7 @@ class _Signature:
         getters: list[Getter] = []
         keywords: dict[str, Getter] = {}
         depends: dict[str, Depends] = {}
+        takes: dict[str, tuple[str, inspect.Parameter]] = {}
         left: list[str] = []
         payload: str | None = None
         needs_context = False
@@ -179,7 +187,7 @@ class _Signature:
             get: Getter | None = None
             p = self._element(given, given.name in names) if self.batch and dependency is None else given
             if p.name in names:
-                get = _capture(p)
+                get, takes[p.name] = _capture(p), ("wildcard", p)
             elif dependency is not None:
                 depends[p.name] = dependency
                 continue
@@ -189,8 +197,9 @@ class _Signature:
                 get, needs_context = _context, True
             elif p.default is _EMPTY and payload is None:
                 payload, get = p.name, _payload(p, f"{self.place}: {self.name}")
+                takes[p.name] = ("payload", p)
             elif p.default is not _EMPTY and query and trigger is not None:
-                get = _query(p, trigger)
+                get, takes[p.name] = _query(p, trigger), ("query", p)
             elif p.default is _EMPTY:
                 if payload is not None and payload not in left:
                     left.append(payload)  # which of the two is the payload can't be known: name both
@@ -210,7 +219,7 @@ class _Signature:
             keywords[p.name] = get
         if self.batch:
             return BatchBinder(keywords, depends, needs_context, trigger, False), left
-        return Binder(getters, keywords, depends, needs_context), left
+        return Binder(getters, keywords, depends, needs_context, takes), left
 
     def _element(self, p: inspect.Parameter, captured: bool) -> inspect.Parameter:
         """Of a batch's lists, what each element is to be."""

@@ -33,6 +33,7 @@ class AppConfig(msgspec.Struct, kw_only=True):
 class JournalConfig(msgspec.Struct, kw_only=True):
     """`[journal]`. url: "sqlite" (DIR/journal.db) or "memory". dedupe, history: seconds, or "24h" and the like:
     how long a repeat of an event is known, and how long done events are kept for `eventrouter event`.
+    archive: the same, how long every accepted event is kept for `eventrouter replay`.
     max_backlog: events that may wait, or bytes that the journal may have ("20GB"); 0: no limit. min_free: what is to be left of the
     disk. Beyond either no more events are taken until there is room."""
 
@@ -41,6 +42,7 @@ class JournalConfig(msgspec.Struct, kw_only=True):
     min_free: int | str = "256MB"
     dedupe: str | float = "24h"
     history: str | float = 0
+    archive: str | float = 0
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -68,6 +70,7 @@ def load_config(
 ) -> Config:
     """Read and check the configuration.
 
+    A section's Struct may have a field that is encoded as `"*"`: a dict that takes the keys which are no fields, as they are.
     file: must exist when given; else `folder/eventrouter.toml` if there is one. flags: per section, what
     the command line said; None values count as not given.
     Raises ConfigError naming file or variable, key and remedy.
@@ -127,13 +130,28 @@ def _section(name: str, kind: type[S], path: Path, table: dict[str, Any], enviro
         if key in flags:
             continue
         _known({key: value}, kind, f"{_PREFIX}{name.upper()}__{key.upper()}")
-        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+        merged = _merge(merged, {key: value})
         place = f"{_PREFIX}{name.upper()}__{key.upper()}"
+    names = [field.encode_name for field in msgspec.structs.fields(kind)]
+    if "*" in names:
+        merged = {key: value for key, value in merged.items() if key in names} | {
+            "*": {key: value for key, value in merged.items() if key not in names}
+        }
     try:
         return msgspec.convert(merged, kind, strict=not environ)  # environment variables are text
     except msgspec.ValidationError as error:
         where, fault = explain(error)
         raise ConfigError(f"{place} {where.removeprefix('$.')}: {fault}") from None
+
+
+def _merge(table: dict[str, Any], environ: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with what variables say, whose names are in small letters, at any depth."""
+    merged = dict(table)
+    for key, value in environ.items():
+        real = next((known for known in table if known.lower() == key), key)
+        below = merged.get(real)
+        merged[real] = _merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
+    return merged
 
 
 _UNITS = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
@@ -159,7 +177,7 @@ def backlog(value: int | str) -> tuple[int, int]:
 def _known(table: Mapping[str, Any], kind: type[msgspec.Struct], place: str) -> None:
     names = [field.encode_name for field in msgspec.structs.fields(kind)]
     for key in table:
-        if key not in names:
+        if key not in names and "*" not in names:
             raise ConfigError(f"{place} unknown key {key!r}{suggest(key, names)}")
 
 

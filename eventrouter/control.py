@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from eventrouter.attempts import describe
+from eventrouter.config import FILE, seconds
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning, explain, suggest
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
+from eventrouter.replay import replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +75,10 @@ class Operations:
         assert app.supervisor is not None
         depth = await app.journal.depth()
         functions = {
-            name: {key: getattr(lane, key) for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "active")}
+            name: {
+                key: getattr(lane, key)
+                for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "filtered", "active")
+            }
             | {"journal": depth.get(name, {})}
             for name, lane in {**app.engine.lanes, **app.engine.intake.queues}.items()
             if lane is not None
@@ -157,6 +162,22 @@ class Operations:
         """Delete these letters, or with no ids all that match. How many there were."""
         journal, engine = self._app.journal, self._app.engine
         return await (journal.purge(ids) if ids else engine.letters(LetterQuery(**query), journal.purge))
+
+    async def replay(self, function: str, since: float, until: float | None = None) -> dict[str, Any]:
+        """Run again what was accepted for a function, or a queue, between two times. Answers `{"replayed", "unwanted", "name"}`."""
+        app = self._app
+        if not seconds(app.config.journal.archive, "[journal] archive"):
+            place = app.config.file or app.config.base / FILE
+            raise ConfigError(
+                f'there is no archive to replay from; write archive = "7d" under [journal] in {place}, and it begins with the next start'
+            )
+        queues = [name for name in await app.journal.archived_functions() if name not in app.functions]
+        if function not in queues:
+            app.lane(function)
+        now = app.clock.time()
+        name = f"replay-{iso_time(now)}"
+        done = await replay(app.engine.intake, app.journal, name, function, since, now if until is None else until)
+        return {**done._asdict(), "name": name}
 
     async def event(self, id: str) -> list[dict[str, Any]]:
         """What is known of an event, one entry per function."""

@@ -11,6 +11,8 @@ import msgspec
 from eventrouter.errors import ConfigError
 from eventrouter.model import Dead, Decision, Event, Failed, Outcome, Succeeded, TimedOut, Trigger, function_arn, iso_time
 
+# Lambda's HTTP status for what is dead without its handler's doing.
+_CODES = {"ConcurrencyZero": 429, "EventAgeExceeded": 429, "RecursiveLoop": 400, "RouterCrashed": 500, "Unreadable": 500}
 _SHOWN = 1024  # bytes of an error's message in an attribute
 
 
@@ -25,11 +27,16 @@ class Destination(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What is sent there. body: JSON, or what could not be read as it. about: the event that it is a copy of, if it is one."""
+    """What is sent there. body: JSON, or what could not be read as it. about: the event that it is a copy of, if it is one.
+
+    group, dedupe: for a destination that keeps an order (a FIFO queue): which one, and what makes it a repeat of another.
+    """
 
     body: bytes
-    attributes: Mapping[str, str | int]
+    attributes: Mapping[str, str | int | float | bytes]
     about: Event | None = None
+    group: str | None = None
+    dedupe: str | None = None
 
 
 def parse_destination(text: str, what: str) -> Destination:
@@ -42,7 +49,7 @@ def parse_destination(text: str, what: str) -> Destination:
 
 def letter(event: Event, trigger: Trigger | None, id: str, dead: Dead) -> Message:
     """The copy of a dead letter: the event as the function got it, and the three attributes."""
-    code = {"ConcurrencyZero": 429, "EventAgeExceeded": 429, "RouterCrashed": 500, "Unreadable": 500}.get(dead.reason, 200)
+    code = _CODES.get(dead.reason, 200)
     message = dead.error_message.encode(errors="replace")[:_SHOWN].decode(errors="ignore")
     return Message(_payload(event, trigger), {"RequestID": id, "ErrorCode": code, "ErrorMessage": message}, event)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
@@ -18,6 +19,7 @@ from eventrouter.intake import Found, Intake
 from eventrouter.journal.protocol import Claim, Journal, LetterQuery, Note, Received
 from eventrouter.lanes import Lane
 from eventrouter.limits import share_out
+from eventrouter.lineage import cause, exhausted, extend, inherit, set_cause, tell
 from eventrouter.model import (
     NOTHING,
     Decision,
@@ -25,13 +27,16 @@ from eventrouter.model import (
     Event,
     Failed,
     Interrupted,
+    Notice,
     Outcome,
     Release,
     RetryAt,
+    Stream,
     Succeeded,
     TimedOut,
     Trigger,
 )  # fmt: skip
+from eventrouter.notices import Notices
 from eventrouter.runtimes.deadline import Slot
 from eventrouter.runtimes.watchdog import Watchdog
 from eventrouter.settlement import Settlement
@@ -39,9 +44,12 @@ from eventrouter.sources import Binding
 
 log = logging.getLogger("eventrouter")
 _WINDOW = 16_384  # claims in memory, all functions together
+# seconds until a thread that wants the interpreter gets it; with Python's 5 ms the journal's waits until the loop has no more to do
+_SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
+_TELL_EVERY = 60.0  # seconds between notices that a function is throttled
 _DONE = Done()
 _RELEASE = Release()
 
@@ -50,6 +58,7 @@ class Engine:
     """Delivers events to functions; one per App. All calls are made on one event loop.
 
     lanes: of functions, by name. intake: what comes in, and how much of it was wanted. What becomes of it: `Settlement`.
+    notices: who is told what goes wrong.
     """
 
     def __init__(self, functions: Mapping[str, Function], journal: Journal, clock: Clock, concurrency: int = 1000) -> None:
@@ -63,7 +72,7 @@ class Engine:
         self._workers: set[asyncio.Task[None]] = set()
         self._pump_task: asyncio.Task[None] | None = None
         self._left: dict[asyncio.Task[None], set[str]] = {}  # what runs on though it was left, and the keys that it holds
-        self._collector = gc.get_threshold()
+        self._before = gc.get_threshold(), sys.getswitchinterval()
         self._stopping = False
         self._idle = asyncio.Event()
         reserved = {name: f.policy.concurrency for name, f in functions.items() if f.policy.concurrency is not None}
@@ -74,8 +83,9 @@ class Engine:
             lane.suspended = partial(self._start_worker, lane)
         self.intake = Intake(self.lanes, journal, clock, self._queue_opened)
         self.deliver, self.deliver_to, self.accept_for = self.intake.deliver, self.intake.deliver_to, self.intake.accept_for
-        self.forward = self.intake.forward
-        self._settlement = Settlement(journal, clock, self.intake)
+        self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
+        self.notices = Notices()
+        self._settlement = Settlement(journal, clock, self.intake, self.notices)
 
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
@@ -89,8 +99,9 @@ class Engine:
     async def start(self) -> None:
         """Begin to work off what the journal holds."""
         self.watch()
-        self._collector = gc.get_threshold()
-        gc.set_threshold(max(_YOUNG, self._collector[0]), *self._collector[1:])
+        self._before = (young, *old), switch = gc.get_threshold(), sys.getswitchinterval()
+        gc.set_threshold(max(_YOUNG, young), *old)
+        sys.setswitchinterval(min(_SWITCH, switch))
         for name, lane in self.lanes.items():
             self.journal.want(name, lane.window)
         self._pump_task = asyncio.create_task(self._pump(), name="engine")
@@ -131,20 +142,35 @@ class Engine:
             await self._attempts.close()
         finally:
             self._watchdog.stop()
-            gc.set_threshold(*self._collector)
+            thresholds, switch = self._before
+            gc.set_threshold(*thresholds)
+            sys.setswitchinterval(switch)
 
     # Requests
 
-    async def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING) -> Outcome:
+    async def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None) -> Outcome:
         """Run the function now, in the caller's task. Raises Throttled."""
-        return await self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures)
+        return await self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures, stream=stream)
 
-    async def invoke(self, lane: Lane, trigger: Trigger | None, event: Event, captures: Mapping[str, str], id: str = "") -> Outcome:
+    async def invoke(
+        self,
+        lane: Lane,
+        trigger: Trigger | None,
+        event: Event,
+        captures: Mapping[str, str],
+        id: str = "",
+        stream: Stream | None = None,
+    ) -> Outcome:
         """As `request`, for any lane. id: of the invocation; the event's when empty."""
         if self._stopping:
             return Interrupted()
+        if (lineage := self.intake.lineage()) is not None:
+            inherit(event, lineage)
+            if self._loops(lane, event):
+                log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
+                return Failed("RecursiveInvocationException", why, final=True)
         if not lane.pool.take(lane.active):
-            lane.throttled += 1
+            self._count_throttle(lane)
             raise Throttled(f"{lane.function.name}: all {lane.pool.size} slots of its concurrency are in use")
         task = asyncio.current_task()
         assert task is not None
@@ -154,16 +180,19 @@ class Engine:
         id = id or event.id
         if event.time is None:
             event.time = self._clock.time()
+        outer = cause.get()
+        set_cause(extend(lane.function.name, (event,)))
         try:
             if lane.policy.batch is not None:
                 (outcome,) = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
             elif lane.policy.idempotent is None:
-                outcome = await self._attempts.run(lane, lane.function.binders[trigger], event, captures, id, 1, slot)
+                outcome = await self._attempts.run(lane, lane.function.binders[trigger], event, captures, id, 1, slot, stream)
             else:
                 outcome, note = await self._attempt_once(lane, lane.policy.idempotent, (trigger, captures), event, id, 1, slot)
                 if note is not None:
                     await self._keep(lane, note)
         finally:
+            set_cause(outer)  # the task is the caller's
             self._release(lane, slot)
         self._settlement.count(lane, outcome)
         if type(outcome) is not Succeeded and not (isinstance(outcome, Failed) and outcome.final):
@@ -175,6 +204,13 @@ class Engine:
                 extra={"action": "request.failed", "function": lane.function.name},
             )
         return outcome
+
+    def _count_throttle(self, lane: Lane) -> None:
+        lane.throttled += 1
+        now = self._clock.monotonic()
+        if now - lane.told >= _TELL_EVERY:
+            count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
+            self.notices.tell(Notice("throttled", lane.function.name, {"throttles": count, "concurrency": lane.pool.size}))
 
     async def _keep(self, lane: Lane, note: Note) -> None:
         try:
@@ -257,6 +293,7 @@ class Engine:
                         crash_point("attempt.before")
                         trigger, captures = found
                         note = None
+                        set_cause(claim)
                         if once is None:  # no coroutine between the worker and the attempt
                             binder = binders[trigger]
                             outcome = await run(lane, binder, claim.event, captures, claim, claim.attempts + 1, slot)
@@ -323,6 +360,7 @@ class Engine:
                 claim.event.attempt = claim.attempts + 1
             crash_point("attempt.before")
             events = [(claim.event, captures) for claim, captures in group]
+            set_cause(extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven)))
             outcomes = await self._attempt_batch(lane, trigger, events, group[0][0].id, slot)
             crash_point("attempt.after")
             back |= self._settlement.settle_batch(lane, trigger, group, outcomes)
@@ -387,6 +425,8 @@ class Engine:
         if self._clock.monotonic() - claim.born > lane.policy.max_age:
             self._give_up_for_age(lane, claim)
             return None
+        if lane.filters and not self._wanted(lane, claim):
+            return None
         found: Found | None = claim.hint
         if found is not None:
             return found
@@ -397,6 +437,9 @@ class Engine:
             self._settlement.give_up(lane, claim, "RetriesExhausted", f"it had its {claim.attempts} attempts before")
             return None
         event = claim.event
+        if not claim.redriven and self._loops(lane, event):
+            self._settlement.give_up(lane, claim, "RecursiveLoop", tell(event, lane.function.name))
+            return None
         if event.source == "journal":
             self._settlement.give_up(lane, claim, "Unreadable", "its bytes in the journal are no event")
             return None
@@ -410,6 +453,23 @@ class Engine:
                 lane, claim, "NoSuchTrigger", f"no trigger of {claim.function} matches {event.source} {event.subject!r} any more"
             )
         return found
+
+    def _wanted(self, lane: Lane, claim: Claim) -> bool:
+        """Whether a queue's message is one that its function wants; else it is deleted, as Lambda's event filtering does."""
+        trigger, event = lane.trigger, claim.event
+        if (
+            event.source != "journal"
+            and trigger is not None
+            and (trigger.wants(event) is None or not lane.function.lets_in(trigger, event))
+        ):
+            self.intake.filter_out(lane, event)
+            self.journal.settle(claim, _DONE)
+            return False
+        return True
+
+    @staticmethod
+    def _loops(lane: Lane, event: Event) -> bool:
+        return lane.policy.recursive_loop == "terminate" and exhausted(event, lane.function.name)
 
     def _give_up_for_age(self, lane: Lane, claim: Claim) -> None:
         age = self._clock.monotonic() - claim.born

@@ -19,8 +19,10 @@ from msgspec import Meta
 from eventrouter.batches import Batch
 from eventrouter.binding import bind_triggers
 from eventrouter.errors import ConfigError, explain, suggest
-from eventrouter.model import Event, Trigger
+from eventrouter.model import Event, Trigger, viewed
 from eventrouter.paths import parse_path
+from eventrouter.patterns import Pattern, PatternError
+from eventrouter.patterns import compile as compile_pattern
 from eventrouter.retry import Backoff, exponential, parse_backoff
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,6 +30,7 @@ _MARK = "__eventrouter_on__"
 _LIFE = "__eventrouter_life__"
 
 Isolation = Literal["inline", "thread"]
+RecursiveLoop = Literal["terminate", "allow"]
 
 
 class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,8 +66,10 @@ class PolicyKeywords(TypedDict, total=False):
     concurrency: int
     order_by: str
     batch: Batch
+    where: Mapping[str, Any]
     idempotent: Idempotent
     isolation: Isolation
+    recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
 
@@ -80,8 +85,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     on_success, on_failure: where Lambda's record of the outcome goes, likewise.
     concurrency: reserved concurrency, guaranteed and capped; None shares the pool.
     order_by: a wildcard's name, or a JSON path of the payload: events that are equal there run one after another.
+    where: an EventBridge pattern; what a Lambda function would get of the event must match it, or it's none of the function's.
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
+    recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
+        dead letter of it.
     env: what `context.env` holds.
     """
 
@@ -97,8 +105,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     concurrency: Annotated[int, Meta(ge=0)] | None = None
     order_by: str | None = None
     batch: Batch | None = None
+    where: dict[str, Any] | None = None
     idempotent: Idempotent | None = None
     isolation: Isolation | None = None
+    recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
 
@@ -179,7 +189,9 @@ class Function:
     """A named handler with its triggers and its policy.
 
     place: `file:line` of the handler. binders: per trigger, how an event becomes arguments.
-    ordered: whether its events have keys. is_lambda: whether the handler is a plain `(event, context)` Lambda function.
+    ordered: whether its events have keys. where: the policy's, compiled.
+    is_lambda: whether the handler is a plain `(event, context)` Lambda function.
+    streams: whether the handler is an async generator, whose chunks are its answer.
     """
 
     __slots__ = (
@@ -195,7 +207,9 @@ class Function:
         "ordered",
         "place",
         "policy",
+        "streams",
         "triggers",
+        "where",
     )
 
     def __init__(self, handler: Callable[..., Any], triggers: Sequence[Trigger], policy: Policy) -> None:
@@ -206,9 +220,9 @@ class Function:
         self.place = f"{code.co_filename}:{code.co_firstlineno}"
         self.policy = policy
         self.triggers = tuple(triggers)
-        self.is_async = inspect.iscoroutinefunction(handler)
-        if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-            raise ConfigError(f"{self.place}: {self.name} yields; a handler returns its answer")
+        self.streams = inspect.isasyncgenfunction(handler)
+        self.is_async = self.streams or inspect.iscoroutinefunction(handler)
+        self._check_yields()
         self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "thread")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
@@ -216,9 +230,22 @@ class Function:
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
         self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
         self._path = self._read_order()
+        self.where = _read_where(policy, f"{self.place}: {self.name}: where")
         self.ordered = policy.order_by is not None or any(type(t).order_key is not Trigger.order_key for t in self.triggers)
         self._check_batch()
         self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
+
+    def _check_yields(self) -> None:
+        if inspect.isgeneratorfunction(self.handler):
+            raise ConfigError(f"{self.place}: {self.name} yields; a handler returns its answer, or streams it as an `async def`")
+        if not self.streams:
+            return
+        for trigger in self.triggers:
+            if trigger.mode != "request":
+                raise ConfigError(f"{self.place}: {self.name} yields, and nobody waits for what {trigger} starts; return the result")
+        for keyword in ("batch", "idempotent"):
+            if getattr(self.policy, keyword) is not None:
+                raise ConfigError(f"{self.place}: {self.name} yields, so {keyword}= has no result to go by; drop one of the two")
 
     def _read_order(self) -> Callable[[Any], str | None] | None:
         order = self.policy.order_by
@@ -236,6 +263,13 @@ class Function:
                 "a JSON path begins with '$.'"
             )
         return None
+
+    def lets_in(self, trigger: Trigger, event: Event) -> bool:
+        """Whether `where` matches what a Lambda function would get of an event by this trigger."""
+        if self.where is None:
+            return True
+        seen = viewed(lambda event: trigger.aws_event((event,)), event)
+        return seen is not None and self.where.matches(seen, in_texts=True)
 
     def _check_batch(self) -> None:
         if self.policy.batch is None:
@@ -262,11 +296,20 @@ class Function:
     def _at(path: Callable[[Any], str | None], event: Event) -> str | None:
         try:
             return path(event.json())
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def __repr__(self) -> str:
         return f"Function({self.name!r}, {', '.join(map(str, self.triggers))})"
+
+
+def _read_where(policy: Policy, place: str) -> Pattern | None:
+    if policy.where is None:
+        return None
+    try:
+        return compile_pattern(policy.where)
+    except PatternError as error:
+        raise ConfigError(f"{place}: {error}") from None
 
 
 class Collected(msgspec.Struct):
@@ -302,7 +345,10 @@ def collect(
         override = dict(overrides.get(name, {}))
         triggers = [*mark.triggers, *override.pop("on", ())]
         place = f"[functions.{name}]" if override else mark.place
-        function = Function(value, triggers, make_policy({**mark.policy, **override}, place))
+        policy = make_policy({**mark.policy, **override}, place)
+        if "where" in override:
+            _read_where(policy, f"[functions.{name}] where")
+        function = Function(value, triggers, policy)
         twin = found.functions.get(name)
         if twin:
             raise ConfigError(f"two functions are named {name!r}: {twin.place} and {function.place}; give one a name=")

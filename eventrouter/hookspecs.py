@@ -34,8 +34,9 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     check: given the config and all (function name, trigger) pairs of the plugin, raises ConfigError for what
         can't stand together (two functions on one route).
     handlers: given the config, handlers of the plugin's own, marked with `@on` as a user's are: deliveries to be retried, say.
+    forwards: given the config, where its handlers forward to, as (place in the config, destination); checked at load as `dlq` is.
     sample: makes the AWS-shaped JSON that `eventrouter sample NAME` prints. Positional parameters are the command's arguments,
-        keyword-only ones its options, all with defaults.
+        keyword-only ones its options, all with defaults. A mapping has several: `{"NAME": ...}`.
     doctor: given the config, what this machine can and can't do for the plugin.
     """
 
@@ -47,7 +48,8 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     triggers: Mapping[str, Callable[..., Trigger]] = {}
     check: Callable[[Any, Sequence[tuple[str, Trigger]]], None] | None = None
     handlers: Callable[[Any], Sequence[Callable[..., Any]]] | None = None
-    sample: Callable[..., Any] | None = None
+    sample: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
+    forwards: Callable[[Any], Sequence[tuple[str, str]]] | None = None
     doctor: Callable[[Any], list[Finding]] | None = None
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -13,9 +14,11 @@ from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message, parse_destination
 from eventrouter.errors import ConfigError, suggest
 from eventrouter.functions import Policy
-from eventrouter.journal.protocol import Entry, Journal
+from eventrouter.journal.protocol import Claim, Entry, Journal
 from eventrouter.lanes import Lane
-from eventrouter.model import NOTHING, Event, Trigger
+from eventrouter.lineage import ATTRIBUTE, Lineage, cause, exhausted, extend, inherit
+from eventrouter.model import NOTHING, Event, Trigger, Wild, viewed
+from eventrouter.patterns import Rules
 from eventrouter.retry import fixed
 from eventrouter.routing import Index
 from eventrouter.sources import Binding, Queue
@@ -47,17 +50,37 @@ class Intake:
         self._clock = clock
         self._opened = opened
         self._indexes: dict[str, Index[tuple[Lane, Trigger]]] = {}
+        self._by_content: dict[str, Index[_ByContent]] = {}
         for lane in lanes.values():
             for trigger in lane.function.triggers:
-                self._indexes.setdefault(trigger.source, Index()).add(trigger.path, (lane, trigger))
+                if trigger.content_pattern is None:
+                    self._indexes.setdefault(trigger.source, Index()).add(trigger.path, (lane, trigger))
+        self._index_contents(lanes.values())
+
+    def _index_contents(self, lanes: Iterable[Lane]) -> None:
+        """Triggers of one place in the index, and of one view of an event, are looked through together."""
+        groups: dict[tuple[str, tuple[str | Wild, ...], Callable[[Event], Any]], _ByContent] = {}
+        for lane in lanes:
+            for trigger in lane.function.triggers:
+                if trigger.content_pattern is None:
+                    continue
+                place = (trigger.source, trigger.path, trigger.view)
+                if place not in groups:
+                    groups[place] = _ByContent(trigger.view)
+                    self._by_content.setdefault(trigger.source, Index()).add(trigger.path, groups[place])
+                groups[place].members.append((lane, trigger))
+                groups[place].rules.add(trigger.content_pattern, (lane, trigger))
 
     def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]:
         """Journal each event once for every function that wants it; see `Router.deliver`."""
         entries: list[Entry] = []
         now = self._clock.time()
+        lineage = self.lineage()
         for event in events:
             if event.time is None:
                 event.time = now
+            if lineage is not None:
+                inherit(event, lineage)
             if not self._add(event, entries):
                 self.unmatched += 1
                 log.debug("no function wants %r", event, extra={"action": "event.unmatched"})
@@ -65,23 +88,61 @@ class Intake:
 
     def _add(self, event: Event, entries: list[Entry]) -> bool:
         """Add an entry for each that wants the event; whether there is one."""
+        before = len(entries)
+        found: Sequence[tuple[Lane, Trigger]] = ()
         if event.source in self.queueing:
             entries.append(self._queued(event))
-            return True
-        before = len(entries)
-        index = self._indexes.get(event.source)
-        for lane, trigger in index.find(event.subject) if index is not None else ():
+        else:
+            index = self._indexes.get(event.source)
+            found = index.find(event.subject) if index is not None else ()
+            if event.source in self._by_content:
+                found = (*found, *self._find_by_content(event))
+        for lane, trigger in found:
             captures = trigger.matches(event)
             if captures is None:
+                continue
+            function = lane.function
+            if function.where is not None and not self._let_in(lane, trigger, event):
                 continue
             name = lane.name
             # Two triggers of one function that both match are still one event for it.
             if len(entries) == before or all(entry.function != name for entry in entries[before:]):
-                key = lane.function.order_key(event, trigger, captures) if lane.function.ordered else None
+                key = function.order_key(event, trigger, captures) if function.ordered else None
                 entries.append(Entry(name, event, (trigger, captures), key))
+        if event.attributes is not NOTHING and ATTRIBUTE in event.attributes:
+            self._look_closer(entries[before:])
         return len(entries) > before
 
+    def _find_by_content(self, event: Event) -> Iterator[tuple[Lane, Trigger]]:
+        views: dict[Callable[[Event], Any], dict[str, Any] | None] = {}
+        for group in self._by_content[event.source].find(event.subject):
+            if group.view not in views:
+                views[group.view] = viewed(group.view, event)
+            seen = views[group.view]
+            if seen is not None:
+                yield from group.rules.find(seen)
+
+    def wants(self, binding: Binding, event: Event) -> bool:
+        """See `Router.wants`."""
+        if self._let_in(self.lanes[binding.function.name], binding.trigger, event):
+            return True
+        self.unmatched += 1
+        return False
+
+    def _let_in(self, lane: Lane, trigger: Trigger, event: Event) -> bool:
+        if lane.function.lets_in(trigger, event):
+            return True
+        self.filter_out(lane, event)
+        return False
+
+    @staticmethod
+    def filter_out(lane: Lane, event: Event) -> None:
+        lane.filtered += 1
+        log.debug("%s does not want %r", lane.name, event, extra={"action": "event.filtered", "function": lane.name})
+
     def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]:
+        if not self.wants(binding, event):
+            return self._accept([])
         return self.accept_for(binding.function.name, binding.trigger, event)
 
     def accept_for(
@@ -90,10 +151,44 @@ class Intake:
         """Journal an event for one function. trigger: None for a direct invocation."""
         if event.time is None:
             event.time = self._clock.time()
+        if (lineage := self.lineage()) is not None:
+            inherit(event, lineage)
         if captures is None and trigger is not None:
-            captures = trigger.matches(event)
+            captures = trigger.wants(event)
         captures, function = captures or NOTHING, self.lanes[name].function
-        return self._accept([Entry(name, event, (trigger, captures), function.order_key(event, trigger, captures))])
+        entries = [Entry(name, event, (trigger, captures), function.order_key(event, trigger, captures))]
+        self._look_closer(entries)
+        return self._accept(entries)
+
+    def _look_closer(self, entries: Sequence[Entry]) -> None:
+        """Have the engine look at those that may not run before it runs them: it does at what has no hint."""
+        for entry in entries:
+            lane = self.lanes.get(entry.function) or self.queues.get(entry.function)
+            if lane is not None and exhausted(entry.event, lane.function.name):
+                entry.hint = None
+
+    def lineage(self) -> Lineage | None:
+        """What an event inherits that is brought about here; None outside of handlers."""
+        of = cause.get()
+        return self.lineage_after(of) if isinstance(of, Claim) else of
+
+    def lineage_after(self, claim: Claim) -> Lineage:
+        """What is inherited from an attempt at the claim; what was redriven begins anew."""
+        lane = self.lanes.get(claim.function) or self.queues.get(claim.function)
+        return extend(claim.function if lane is None else lane.function.name, () if claim.redriven else (claim.event,))
+
+    def accept_again(self, name: str, events: Sequence[Event]) -> tuple[asyncio.Future[int], int]:
+        """Journal events for a function, or a queue, that had them before; and of how many none of its triggers wants anything any more."""
+        lane = self.lanes.get(name) or self.queues.get(name)
+        entries: list[Entry] = []
+        for event in events:
+            found = None if lane is None else self.rebind(lane, event)
+            if found is not None:
+                assert lane is not None
+                entries.append(Entry(name, event, found, lane.function.order_key(event, *found)))
+            elif name not in self.lanes:  # a queue keeps what nobody takes from it
+                entries.append(Entry(name, event))
+        return self._accept(entries), len(events) - len(entries)
 
     def _queued(self, event: Event) -> Entry:
         lane = self.queue(event.source, event.subject)
@@ -108,9 +203,12 @@ class Intake:
         name = f"{source}:{subject}"
         if name not in self.queues:
             self.queues[name] = None
-            index = self._indexes.get(source)
+            index, by_content = self._indexes.get(source), self._by_content.get(source)
+            found = index.find(subject) if index is not None else ()
+            if by_content is not None:
+                found = (*found, *(member for group in by_content.find(subject) for member in group.members))
             probe = Event(source, "", subject)
-            for of, trigger in index.find(subject) if index is not None else ():
+            for of, trigger in found:
                 if trigger.matches(probe) is None:
                     continue
                 lane = Lane(name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger)
@@ -148,15 +246,17 @@ class Intake:
 
     def forward(self, target: str, message: Message) -> asyncio.Future[int]:
         """Journal what goes to a destination; see `Router.forward`."""
-        return self._accept(self.addressed(target, message))
+        return self._accept(self.addressed(target, message, self.lineage()))
 
-    def addressed(self, target: str, message: Message) -> list[Entry]:
-        """What is to be journalled for a message to go to a destination such as `"sqs:NAME"`."""
+    def addressed(self, target: str, message: Message, lineage: Lineage | None) -> list[Entry]:
+        """What is to be journalled for a message to go to a destination such as `"sqs:NAME"`, and what it inherits."""
         to = parse_destination(target, "destination")
         if to.scheme not in self.senders:
             raise ConfigError(f"{target!r}: nothing can be sent to {to.scheme!r}{suggest(to.scheme, self.senders)}")
         event = self.senders[to.scheme](to.name, message)
         event.time = self._clock.time()
+        if lineage is not None:
+            inherit(event, lineage)
         entries: list[Entry] = []
         if to.scheme == "lambda":
             entries.append(Entry(to.name, event))
@@ -170,9 +270,20 @@ class Intake:
         if event.source == "invoke":
             return None, event.attributes.get("parameters", NOTHING)
         for trigger in lane.triggers:
-            if trigger.source == event.source and (captures := trigger.matches(event)) is not None:
+            if trigger.source == event.source and (captures := trigger.wants(event)) is not None:
                 return trigger, captures
         return None
+
+
+class _ByContent:
+    """Triggers whose patterns are held against the same view of an event."""
+
+    __slots__ = ("members", "rules", "view")
+
+    def __init__(self, view: Callable[[Event], Any]) -> None:
+        self.view = view
+        self.members: list[tuple[Lane, Trigger]] = []
+        self.rules: Rules[tuple[Lane, Trigger]] = Rules()
 
 
 def _queue_policy(policy: Policy, queue: Queue) -> Policy:

@@ -17,9 +17,12 @@ _BATCH_BYTES = 6 * 1024 * 1024  # of one batch's events together, as in Lambda
 class Lane:
     """name: the journal's for its claims. policy: the function's, or for a queue's lane what the queue makes of it.
 
+    filters: whether not all that comes to a queue's lane is for its function.
     window: how many claims it may hold. triggers: that its events may be for; trigger: of a queue's lane, the one.
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
-    The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled).
+    told: when there was a notice of its throttles, untold: how many there had been.
+    The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled);
+    filtered counts events that `where` kept out.
     """
 
     __slots__ = (
@@ -30,6 +33,8 @@ class Lane:
         "dead",
         "expiry",
         "failed",
+        "filtered",
+        "filters",
         "function",
         "name",
         "policy",
@@ -43,8 +48,10 @@ class Lane:
         "taken",
         "throttled",
         "timed_out",
+        "told",
         "trigger",
         "triggers",
+        "untold",
         "waiting",
         "window",
     )
@@ -57,6 +64,7 @@ class Lane:
         self.window = window if policy.batch is None else max(window, 2 * policy.batch.size)
         self.trigger = trigger
         self.triggers = function.triggers if trigger is None else (trigger,)
+        self.filters = trigger is not None and (function.where is not None or trigger.content_pattern is not None)
         self.count = 0
         self.taken = 0
         self.active = 0
@@ -66,7 +74,8 @@ class Lane:
         self.ripening: Timer | None = None
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
-        self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
+        self.filtered = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
+        self.told, self.untold = float("-inf"), 0
         self.queue: deque[Claim] = deque()
         self._chains: dict[str, deque[Claim]] = {}  # of each key that is queued or runs: what comes after it
 

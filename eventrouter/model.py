@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal
 
 import msgspec
+
+from eventrouter.errors import EventRouterError
+from eventrouter.patterns import Pattern
 
 _prefix: str
 REGION: Final = "local"
@@ -133,20 +136,30 @@ class Event:
 
     @classmethod
     def unpack(cls, packed: bytes) -> Event:
-        event = cls.__new__(cls)  # __init__ spelt out: a call less for every event of a backlog
-        (
-            event.id,
-            event.dedupe,
-            event.source,
-            event.type,
-            event.subject,
-            event.time,
-            event.content_type,
-            event.attributes,
-            event.data,
-        ) = _unpack(packed)
-        event.attempt = 1
-        return event
+        """Raises msgspec.DecodeError."""
+        return cls.unpack_many(packed, 1)[0]
+
+    @classmethod
+    def unpack_many(cls, packed: bytes, count: int) -> list[Event]:
+        """`count` events (up to 65,535) that were packed, one behind the other. Raises msgspec.DecodeError."""
+        events = []
+        new = cls.__new__
+        for row in _unpack(b"\xdc" + count.to_bytes(2, "big") + packed):  # MessagePack's head of an array
+            event = new(cls)  # __init__ spelt out: a call less for every event of a backlog
+            (
+                event.id,
+                event.dedupe,
+                event.source,
+                event.type,
+                event.subject,
+                event.time,
+                event.content_type,
+                event.attributes,
+                event.data,
+            ) = row
+            event.attempt = 1
+            events.append(event)
+        return events
 
     def __repr__(self) -> str:
         return f"Event({self.source!r}, {self.type!r}, {self.subject!r}, id={self.id!r}, {len(self.data)} bytes)"
@@ -155,7 +168,7 @@ class Event:
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(
-    tuple[str, bool, str, str, str, float | None, str, dict[str, Any], bytes]  # one place with pack()
+    list[tuple[str, bool, str, str, str, float | None, str, dict[str, Any], bytes]]  # one place with pack()
 ).decode
 
 
@@ -177,16 +190,32 @@ class Trigger:
     path: where the trigger stands in the router's index over `event.subject` split at "/": literal
         segments, `Wild.ONE`, `Wild.REST`. It may let too much through; `matches` has the last word.
     names: the named wildcards that `matches` captures, in order.
+    content_pattern: what `view(event)` must match besides; the router holds events against the patterns of
+        many triggers at once. What doesn't match in a queue is deleted.
     """
 
     source: ClassVar[str]
     mode: Mode = "event"
     path: tuple[str | Wild, ...] = (Wild.REST,)
     names: tuple[str, ...] = ()
+    content_pattern: Pattern | None = None
 
     def matches(self, event: Event) -> Mapping[str, str] | None:
-        """The captured wildcards when this trigger wants the event, else None."""
+        """The captured wildcards when this trigger wants the event, else None. `content_pattern` is not its affair."""
         raise NotImplementedError(f"{type(self).__name__}.matches")
+
+    @staticmethod
+    def view(event: Event) -> Any:
+        """The JSON object that `content_pattern` is held against; made once for all triggers of this function."""
+        return event.json()
+
+    def wants(self, event: Event) -> Mapping[str, str] | None:
+        """As `matches`, and only if `content_pattern` matches."""
+        captures = self.matches(event)
+        if captures is None or self.content_pattern is None:
+            return captures
+        seen = viewed(self.view, event)
+        return captures if seen is not None and self.content_pattern.matches(seen) else None
 
     def order_key(self, event: Event) -> str | None:
         """Events that are equal here run one after another, in their order; a function's `order_by` goes first. None: in any order."""
@@ -203,6 +232,15 @@ class Trigger:
     def __str__(self) -> str:
         """What `eventrouter list` shows: `mqtt sensors/{device}/temperature`."""
         return self.source
+
+
+def viewed(view: Callable[[Event], Any], event: Event) -> dict[str, Any] | None:
+    """What a pattern is held against; None, which no pattern matches, where that is no JSON object."""
+    try:
+        seen = view(event)
+    except (EventRouterError, ValueError, RecursionError):  # its data isn't JSON, or nested beyond reason
+        return None
+    return seen if isinstance(seen, dict) else None
 
 
 class Context:
@@ -249,7 +287,10 @@ class Context:
 
 
 class Response(msgspec.Struct, frozen=True):
-    """A typed HTTP answer. body: `None`, `str`, `bytes`, or anything that JSON can say."""
+    """A typed HTTP answer.
+
+    body: `None`, `str`, `bytes`, anything that JSON can say, or an iterator of chunks (async or not), which is streamed.
+    """
 
     body: Any = None
     status: int = 200
@@ -272,6 +313,24 @@ class HttpRequest(msgspec.Struct, frozen=True):
         """The first header of that name, in any case."""
         wanted = name.lower()
         return next((value for key, value in self.headers if key.lower() == wanted), None)
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What happened to the router itself, or to a function; see `Source`.
+
+    kind, and its detail, in JSON types:
+    "dead": the function `about` has a dead letter: `id, reason, error_type, error_message, attempts, event` (an envelope without data).
+    "throttled": requests to the function `about` found no concurrency: `throttles` since the last notice, `concurrency`.
+    "source", "journal": the source `about`, or the journal, has changed: `state` ("live", "lost"; "accepting", "refusing"), `reason`.
+    """
+
+    kind: Literal["dead", "throttled", "source", "journal"]
+    about: str
+    detail: Mapping[str, Any]
+
+
+# Consumes an answer of chunks; what it returns stands for the answer.
+Stream = Callable[[Any], Awaitable[Any]]
 
 
 # What became of one attempt.

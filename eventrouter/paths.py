@@ -11,10 +11,10 @@ import msgspec
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\['([^']*)'\]")
 
 
-def parse_path(text: str) -> Callable[[Any], str | None]:
-    """A function that takes a decoded payload and returns the text of what stands at the path, None where there is nothing (or null).
+def json_path(text: str) -> Callable[[Any], Any]:
+    """A function that takes a decoded payload and returns what stands at the path, None where there is nothing.
 
-    `$.order.id`, `$.items[0]`, `$['two words']`; what is no text is written as JSON. Raises ValueError naming the fault.
+    `$` is all of it; `$.order.id`, `$.items[0]`, `$['two words']`. Raises ValueError naming the fault.
     """
     steps: list[str | int] = []
     at = 1
@@ -25,17 +25,33 @@ def parse_path(text: str) -> Callable[[Any], str | None]:
         name, index, quoted = match.groups()
         steps.append(int(index) if index is not None else name if name is not None else quoted)
         at = match.end()
-    if not text.startswith("$") or not steps:
+    if not text.startswith("$"):
         raise ValueError(f"JSON path {text!r}: write $.name")
 
-    def find(payload: Any) -> str | None:
+    def find(payload: Any) -> Any:
         for step in steps:
             try:
                 payload = payload[step]
             except (LookupError, TypeError):
                 return None
-        if payload is None or isinstance(payload, str):
-            return payload
-        return msgspec.json.encode(payload, order="sorted").decode()
+        return payload
 
     return find
+
+
+def parse_path(text: str) -> Callable[[Any], str | None]:
+    """As `json_path`, for a key: the text of what stands there, None where there is nothing (or null).
+
+    What is no text is written as JSON. Raises ValueError naming the fault, `$` alone included.
+    """
+    find = json_path(text)
+    if text == "$":
+        raise ValueError(f"JSON path {text!r}: write $.name")
+
+    def key(payload: Any) -> str | None:
+        found = find(payload)
+        if found is None or isinstance(found, str):
+            return found
+        return msgspec.json.encode(found, order="sorted").decode()
+
+    return key

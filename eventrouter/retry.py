@@ -11,15 +11,21 @@ from eventrouter.model import Dead, Decision, Done, Failed, Interrupted, Outcome
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """Seconds before each retry: `first * factor**n`, at most `cap`; jitter spreads it by a tenth each way."""
+    """Seconds before each retry: `first * factor**n`, at most `cap`; jitter spreads it by a tenth each way.
+
+    steps: given, these instead, the last one before every later retry.
+    """
 
     first: float
     factor: float
     cap: float
     jitter: bool = True
+    steps: tuple[float, ...] = ()
 
     def delay(self, retry: int, spread: float) -> float:
         """retry: 1 for the first one. spread: 0 <= spread < 1, the invocation's place in the jitter."""
+        if self.steps:
+            return self.steps[min(retry, len(self.steps)) - 1]
         try:
             seconds = min(self.cap, self.first * self.factor ** (retry - 1))
         except OverflowError:
@@ -27,6 +33,8 @@ class Backoff(msgspec.Struct, frozen=True):
         return seconds * (0.9 + 0.2 * spread) if self.jitter else seconds
 
     def __str__(self) -> str:
+        if self.steps:
+            return f"delays({', '.join(f'{seconds:g}' for seconds in self.steps)})"
         if self.factor == 1:
             return f"fixed({self.first:g})"
         return f"exponential({self.first:g}, {self.factor:g}, {self.cap:g}{'' if self.jitter else ', jitter=False'})"
@@ -47,24 +55,31 @@ def fixed(seconds: float) -> Backoff:
     return Backoff(seconds, 1, seconds, jitter=False)
 
 
+def delays(*seconds: float) -> Backoff:
+    """A wait for each retry, the last one for every later one: `delays(0, 1, 20)` waits 0 s, 1 s, 20 s, 20 s ..."""
+    if not seconds or not all(0 <= each < float("inf") for each in seconds):
+        raise ValueError(f"delays{seconds!r}: one or more times in seconds, 0 or more")
+    return Backoff(seconds[0], 1, max(seconds), jitter=False, steps=seconds)
+
+
 def lambda_() -> Backoff:
     """AWS Lambda's own: 60 s before the first retry, 120 s before every later one."""
     return Backoff(60, 2, 120, jitter=False)
 
 
 def parse_backoff(text: str) -> Backoff:
-    """`"fixed(5)"`, `"exponential(2, 10, 300)"`, `"lambda"`, as a config file writes them.
+    """`"fixed(5)"`, `"exponential(2, 10, 300)"`, `"delays(0, 1, 20)"`, `"lambda"`, as a config file writes them.
 
     Raises ValueError that names the text.
     """
-    known: dict[str, Any] = {"exponential": exponential, "fixed": fixed, "lambda": lambda_, "lambda_": lambda_}
+    known: dict[str, Any] = {"exponential": exponential, "fixed": fixed, "delays": delays, "lambda": lambda_, "lambda_": lambda_}
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
     if match and match[1] in known:
         try:
             return known[match[1]](*(float(part) for part in (match[2] or "").split(",") if part.strip()))  # type: ignore[no-any-return]
         except (TypeError, ValueError) as error:
             raise ValueError(f"backoff {text!r}: {error}") from None
-    raise ValueError(f'backoff {text!r} is none of "exponential(first, factor, cap)", "fixed(seconds)", "lambda"')
+    raise ValueError(f'backoff {text!r} is none of "exponential(first, factor, cap)", "fixed(seconds)", "delays(seconds, ...)", "lambda"')
 
 
 def decide(

@@ -16,7 +16,22 @@ from eventrouter.idempotency import unserializable
 from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Claim, Entry, Journal, Note
 from eventrouter.lanes import Lane
-from eventrouter.model import Dead, Decision, Done, Failed, Interrupted, Outcome, Release, RetryAt, Succeeded, TimedOut, Trigger
+from eventrouter.lineage import ATTRIBUTE
+from eventrouter.model import (
+    Dead,
+    Decision,
+    Done,
+    Failed,
+    Interrupted,
+    Notice,
+    Outcome,
+    Release,
+    RetryAt,
+    Succeeded,
+    TimedOut,
+    Trigger,
+)  # fmt: skip
+from eventrouter.notices import Notices, inherit, of_notice
 from eventrouter.retry import decide
 from eventrouter.sources import Queue
 
@@ -27,10 +42,11 @@ _DONE = Done()
 class Settlement:
     """Turns outcomes into decisions, and has the journal keep them together with what follows from them."""
 
-    def __init__(self, journal: Journal, clock: Clock, intake: Intake) -> None:
+    def __init__(self, journal: Journal, clock: Clock, intake: Intake, notices: Notices) -> None:
         self._journal = journal
         self._clock = clock
         self._intake = intake
+        self._notices = notices
 
     def settle(self, lane: Lane, claim: Claim, trigger: Trigger | None, outcome: Outcome, note: Note | None = None) -> Decision:
         """What an attempt's outcome means for its invocation: the one place that decides it."""
@@ -84,7 +100,10 @@ class Settlement:
         if claim.attempts < queue.receives:
             reason, message = "EventAgeExceeded", f"it was in the queue for {self._clock.monotonic() - claim.born:.0f} s, of {queue.keep:g}"
         dead = Dead(reason, reason, message, claim.attempts)
-        entries = self._intake.addressed(queue.dlq, letter(claim.event, None, claim.id, dead)) if queue.dlq is not None else []
+        entries: list[Entry] = []
+        if queue.dlq is not None:
+            copy, lineage = letter(claim.event, None, claim.id, dead), claim.event.attributes.get(ATTRIBUTE)
+            entries = self._intake.addressed(queue.dlq, copy, lineage)
         self._write(None, claim, dead, dead.error_message, entries)
 
     def _settle_as(
@@ -115,6 +134,8 @@ class Settlement:
                 claim.function, claim.id, decision.reason, why, claim.id,
                 extra={"action": "invocation.dead", **extra},
             )  # fmt: skip
+            if not of_notice(claim.event):
+                self._notices.tell(_notice(claim, decision))
         elif isinstance(decision, RetryAt):
             log.warning(
                 "%s: attempt %d of %s: %s; next in %.1f s",
@@ -139,12 +160,14 @@ class Settlement:
         entries: list[Entry] = []
         for address, message in messages:
             try:
-                entries += self._intake.addressed(address, message)
+                entries += self._intake.addressed(address, message, self._intake.lineage_after(claim))
             except Exception:  # a plugin's; the invocation must end all the same
                 log.exception(
                     "%s: nothing of %s goes to %s", lane.name, claim.id, address,
                     extra={"action": "destination.failed", "function": lane.name, "invocation": claim.id},
                 )  # fmt: skip
+        for entry in entries:
+            inherit(entry.event, claim.event)
         return entries
 
     @staticmethod
@@ -164,3 +187,9 @@ def _recordable(outcome: Succeeded) -> Outcome:
     except (TypeError, ValueError, RecursionError) as error:
         return unserializable(error)
     return outcome
+
+
+def _notice(claim: Claim, dead: Dead) -> Notice:
+    event = claim.event
+    about = {"id": event.id, "source": event.source, "type": event.type, "subject": event.subject}
+    return Notice("dead", claim.function, {"id": claim.id, **msgspec.structs.asdict(dead), "event": about})

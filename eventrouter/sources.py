@@ -17,7 +17,8 @@ from eventrouter.destinations import Message
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Journal, Received
-from eventrouter.model import NOTHING, Event, HttpRequest, Outcome, Response, Trigger
+from eventrouter.model import NOTHING, Event, HttpRequest, Notice, Outcome, Response, Stream, Trigger
+from eventrouter.notices import Notices
 
 log = logging.getLogger("eventrouter.sources")
 _RESTART_AFTER = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -59,9 +60,13 @@ class Intake(Protocol):
 
     def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]: ...
 
+    def wants(self, binding: Binding, event: Event) -> bool: ...
+
     def forward(self, target: str, message: Message) -> asyncio.Future[int]: ...
 
-    def request(self, binding: Binding, event: Event, captures: Mapping[str, str]) -> Awaitable[Outcome]: ...
+    def lineage(self) -> Mapping[str, int] | None: ...
+
+    def request(self, binding: Binding, event: Event, captures: Mapping[str, str], stream: Stream | None) -> Awaitable[Outcome]: ...
 
     async def receive(self, source: str, subject: str, count: int, hide: float) -> list[Received]: ...
 
@@ -117,6 +122,19 @@ class Router:
         """As `deliver`, for a source that has picked the function itself. Check the payload first."""
         return self._intake.deliver_to(binding, event)
 
+    def wants(self, binding: Binding, event: Event) -> bool:
+        """Whether the function's `where` lets an event through. A source that picks functions itself asks before `request`."""
+        return self._intake.wants(binding, event)
+
+    @property
+    def lineage(self) -> Mapping[str, int] | None:
+        """What an event inherits from the handler that this is called in; None outside of one.
+
+        `deliver` hands it on by itself. A source that hears of its event later, from outside, puts it into `attributes["lineage"]`, so that
+        functions that start each other without end are found out.
+        """
+        return self._intake.lineage()
+
     def forward(self, target: str, message: Message) -> asyncio.Future[int]:
         """Journal what goes to a destination such as `"sqs:NAME"`; a receipt as of `deliver`.
 
@@ -128,19 +146,33 @@ class Router:
         """Raise InvalidPayload when the function's handler can't be given this event."""
         binding.function.binders[binding.trigger].check(event, captures)
 
-    def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING) -> Awaitable[Outcome]:
+    def request(
+        self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None
+    ) -> Awaitable[Outcome]:
         """Run the function now and await its outcome; nothing is journalled or retried.
 
+        stream: awaited with what the handler gave when that is an iterator, or a Response with one as its body, while time-out and
+            concurrency still hold; what it returns is the result. Whatever the handler is, the iterator is an async one.
         Raises Throttled when no concurrency is left. A payload that does not validate is
         `Failed(error_type="InvalidPayload")`.
         """
-        return self._intake.request(binding, event, captures)
+        return self._intake.request(binding, event, captures, stream)
 
     @property
     def endpoints(self) -> list[Endpoint]:
         """The HTTP endpoints of all sources, for the source that listens."""
         assert self._health is not None
         return [endpoint for source in self._health.sources.values() for endpoint in source.endpoints()]
+
+    @property
+    def url(self) -> str:
+        """Where the endpoints are, such as `http://127.0.0.1:8080`, once every source has started; empty: nothing listens."""
+        return "" if self._health is None else self._health.url
+
+    def listens(self, url: str) -> None:
+        """The source that serves the endpoints says where it does."""
+        assert self._health is not None
+        self._health.url = url
 
     @property
     def fault(self) -> str:
@@ -166,9 +198,14 @@ class Router:
         """Small durable state of this source's own."""
         return await self._journal.get(f"{self.name}/{key}")
 
-    async def put(self, key: str, value: bytes | None) -> None:
-        """Return when it is on disk; None deletes."""
-        await self._journal.put(f"{self.name}/{key}", value)
+    async def put(self, key: str, value: bytes | None, ttl: float | None = None) -> None:
+        """Return when it is on disk; None deletes. ttl: seconds that it is kept."""
+        await self._journal.put(f"{self.name}/{key}", value, ttl=ttl)
+
+    async def keys(self, prefix: str) -> list[str]:
+        """Those that begin so and have a value."""
+        own = len(self.name) + 1
+        return [key[own:] for key in await self._journal.keys(f"{self.name}/{prefix}")]
 
     crash_point = staticmethod(crash_point)
 
@@ -176,6 +213,8 @@ class Router:
         """The source takes events now."""
         if self.state != "live":
             self.log.info("%s is live", self.name, extra={"action": "source.live", "source": self.name})
+            if self.state != "starting":
+                self._tell("live", "")
         self.state = "live"
         self.was_live = True
         if self._health is not None and self._health.health().ready:
@@ -185,7 +224,13 @@ class Router:
         """The source takes no events for now; it goes on trying by itself."""
         if self.state != why:
             self.log.warning("%s: %s", self.name, why, extra={"action": "source.lost", "source": self.name})
+            if self.state in ("live", "starting"):
+                self._tell("lost", why)
         self.state = why
+
+    def _tell(self, state: str, reason: str) -> None:
+        if self._health is not None:
+            self._health.notices.tell(Notice("source", self.name, {"state": state, "reason": reason}))
 
     def health(self) -> Health:
         assert self._health is not None
@@ -205,6 +250,9 @@ class Source(Generic[ConfigT]):
     A source with `def message(self, name, message) -> Event` takes what is sent to the destination `"SOURCE:NAME"` (its
     plugin says `destination=True`). One with `def queue(self, subject) -> Queue` has queues: an event stays, under its subject, until
     a function that has a trigger for it has handled it, or somebody has received and removed it.
+
+    One with `def heard(self, notice: Notice) -> None` is told of dead letters, throttles, and what becomes of sources and
+    journal. Events that it makes of that have `notice` among their attributes: what goes wrong with them is not told again.
     """
 
     name: ClassVar[str]
@@ -255,12 +303,14 @@ def make_current(sources: Mapping[str, Source[Any]]) -> None:
 class Supervisor:
     """Starts sources, restarts what crashes, and knows who is live."""
 
-    def __init__(self, sources: Mapping[str, Source[Any]], clock: Clock, journal_fault: Callable[[], str]) -> None:
+    def __init__(self, sources: Mapping[str, Source[Any]], clock: Clock, journal_fault: Callable[[], str], notices: Notices) -> None:
         self.sources = sources
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._journal_fault = journal_fault
+        self.notices = notices
         self.ready = asyncio.Event()  # every source has been live
+        self.url = ""  # of the endpoints
         for source in sources.values():
             source.router._health = self
 

@@ -22,6 +22,12 @@ async def control(reading: Reading, room: str) -> None:
     await broker.publish(f"home/{room}/heater", heat, retain=True)
 
 
+@on(mqtt("home/{room}/temperature"), where={"celsius": [{"numeric": [">", 60]}]})
+async def alarm(reading: Reading, room: str) -> None:
+    """Only what is too hot to be true comes here."""
+    print(f"{room}: {reading.celsius:g} °C, look after it!", flush=True)
+
+
 @on(mqtt("home/{room}/target"))
 async def set_target(celsius: float, room: str) -> None:
     target[room] = celsius

@@ -488,7 +488,12 @@ class JournalContract:
         waiting, again = await self.claims(journal, 2)
         assert numbers([waiting, again]) == [2, 1]
         assert (again.attempts, again.born) == (0, clock.monotonic())
+        assert (waiting.redriven, again.redriven) == (False, True)
         assert again.id != letter.id
+        journal.settle(again, RetryAt(clock.time(), 1))
+        journal.want("f", 1)
+        (retried,) = await self.claims(journal, 1)
+        assert retried.redriven
 
     async def test_purge(self, journal: Journal) -> None:
         await self.bury(journal, "f", 1)
@@ -647,4 +652,112 @@ class JournalContract:
         assert ended == Counter(range(accepted))
         await journal.flush()
         assert await journal.depth() == {}
+        await journal.close()
+
+    # The archive
+
+    async def archived(self, journal: Journal, function: str = "f", since: float = 0, until: float = 1e12) -> list[int]:
+        return [int(kept.event.data) for kept in await journal.archived(function, since, until)]
+
+    async def test_without_an_archive_nothing_is_kept(self, journal: Journal) -> None:
+        await journal.accept(entries("f", 1))
+        assert await self.archived(journal) == []
+        assert await journal.archived_functions() == []
+
+    async def test_the_archive_has_what_was_accepted_whatever_became_of_it(self, make: Callable[..., Journal], clock: ManualClock) -> None:
+        journal = make(archive=3600)
+        await journal.open()
+        journal.want("f", 9)
+        known = event(2, "known")
+        began = clock.time()
+        await journal.accept([*entries("f", 1), Entry("f", known), Entry("g", known), *entries("sqs:jobs", 7)])
+        assert await journal.accept([Entry("f", known)]) == [False]
+        done, dead = await self.claims(journal, 2)
+        clock.advance(10)
+        journal.settle(done, DONE, entries("f", 3))  # a copy that goes to a destination was accepted, too
+        journal.settle(dead, DEAD)
+        await journal.flush()
+        clock.advance(10)
+        await journal.accept(entries("f", 4))
+        assert await self.archived(journal) == [1, 2, 3, 4]
+        assert await self.archived(journal, "g") == [2]
+        assert await self.archived(journal, "sqs:jobs") == [7]
+        assert await journal.archived_functions() == ["f", "g", "sqs:jobs"]
+        assert await self.archived(journal, since=began + 5) == [3, 4]
+        assert await self.archived(journal, until=began + 15) == [1, 2, 3]
+        assert await self.archived(journal, since=began + 5, until=began + 15) == [3]
+        (first, *_, last) = await journal.archived("f", 0, 1e12)
+        assert (first.id, first.at, first.event.attributes, last.at) == (done.id, began, {"n": 1}, began + 20)
+        await journal.close()
+
+    async def test_the_archive_is_read_in_pages(self, make: Callable[..., Journal]) -> None:
+        journal = make(archive=3600)
+        await journal.open()
+        await journal.accept(entries("f", *range(250)))
+        got: list[int] = []
+        after = None
+        while page := await journal.archived("f", 0, 1e12, after, 100):
+            assert len(page) <= 100
+            got += [int(kept.event.data) for kept in page]
+            after = page[-1]
+        assert got == list(range(250))
+        await journal.close()
+
+    async def test_what_is_replayed_is_not_archived_again(self, make: Callable[..., Journal]) -> None:
+        journal = make(archive=3600)
+        await journal.open()
+        again = event(1)
+        again.attributes = {"replay": "replay-1"}
+        assert await journal.accept([Entry("f", again), *entries("f", 2)]) == [True, True]
+        assert await self.archived(journal) == [2]
+        await journal.close()
+
+    async def test_the_archive_lets_go_of_what_is_too_old(self, make: Callable[..., Journal], clock: ManualClock) -> None:
+        journal = make(archive=3600)
+        await journal.open()
+        await journal.accept(entries("f", *range(500)))
+        clock.advance(3000)
+        await journal.accept(entries("g", 1))
+        assert len(await journal.archived("f", 0, 1e12)) == 500
+        clock.advance(601)
+        assert await self.archived(journal) == []  # though it is still there
+        for number in range(20):
+            await journal.accept(entries("g", number))
+        assert await journal.archived_functions() == ["g"]
+        assert len(await journal.archived("g", 0, 1e12)) == 21
+        await journal.close()
+
+    async def test_the_archive_outlives_the_router_and_ends_when_it_is_switched_off(self, make: Callable[..., Journal]) -> None:
+        if not self.lasting:
+            pytest.skip("it forgets")
+        journal = make(archive=3600)
+        await journal.open()
+        await journal.accept(entries("f", 1, 2))
+        await journal.close()
+        journal = make(archive=3600)
+        await journal.open()
+        assert await self.archived(journal) == [1, 2]
+        await journal.close()
+        journal = make()
+        await journal.open()
+        for _ in range(3):
+            await journal.accept(entries("f", 3))
+        assert await self.archived(journal) == []
+        assert await journal.archived_functions() == []
+        await journal.close()
+
+    async def test_a_clock_that_was_ahead_does_not_keep_the_archive_for_ever(
+        self, make: Callable[..., Journal], clock: ManualClock
+    ) -> None:
+        journal = make(archive=3600)
+        await journal.open()
+        right = clock.time()
+        clock.set(1e7)
+        await journal.accept(entries("f", 1))
+        clock.set(-1e7)
+        await journal.accept(entries("g", 1))
+        assert [kept.at for kept in await journal.archived("f", 0, 1e12)] == [right]
+        clock.advance(3601)
+        await journal.accept(entries("g", 2))
+        assert await journal.archived_functions() == ["g"]
         await journal.close()

@@ -15,14 +15,15 @@ PLUGINS = ROOT / "plugins"
 # A module imports only from lower floors, or from its own room.
 FLOORS = {
     "errors": 0, "clock": 0,
+    "patterns": 0.5,
     "model": 1, "crashpoints": 1,
     "retry": 2, "limits": 2, "routing": 2, "hookspecs": 2, "journal": 2, "runtimes": 2, "wildcards": 2, "paths": 2, "batches": 2,
-    "destinations": 2,
-    "binding": 3, "idempotency": 3,
+    "destinations": 2, "notices": 2,
+    "binding": 3, "idempotency": 3, "lineage": 3,
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,
     "sources": 5, "lanes": 5,
     "attempts": 6, "intake": 6,
-    "settlement": 7,
+    "settlement": 7, "replay": 7,
     "engine": 8,
     "app": 9,
     "control": 10,

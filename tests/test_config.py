@@ -1,9 +1,10 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from eventrouter import on
+from eventrouter import Plugin, on
 from eventrouter.config import Config, load_config, seconds
 from eventrouter.errors import ConfigError
 from support import LOCAL, LocalConfig, local, make_app
@@ -36,6 +37,27 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
     found = local_of(read(tmp_path, toml, environ=environ))
     assert (found.port, found.greeting, found.rooms) == (3, "file", {"a": "1", "b": "2"})
     assert local_of(read(tmp_path, toml, environ=environ, flags={"local": {"port": 4, "greeting": None}})).port == 4
+
+
+class Room(msgspec.Struct):
+    beds: int = 1
+
+
+class OpenConfig(msgspec.Struct):
+    """`[open.NAME]` for names of the user's, and `[open.rooms.NAME]`."""
+
+    rooms: dict[str, Room] = {}
+    named: dict[str, dict[str, Any]] = msgspec.field(name="*", default_factory=dict)
+
+
+def test_a_section_may_have_tables_that_the_user_names(tmp_path: Path) -> None:
+    (tmp_path / "eventrouter.toml").write_text('[open.GitHub]\na = "file"\nb = "file"\n[open.rooms.red]\nbeds = 2\n')
+    environ = {"EVENTROUTER_OPEN__GITHUB__A": "environ", "EVENTROUTER_OPEN__OTHER__A": "1", "EVENTROUTER_OPEN__ROOMS__BLUE__BEDS": "3"}
+    config = load_config({"open": Plugin(name="open", config=OpenConfig)}, folder=tmp_path, environ=environ)
+    found = config.plugins["open"]
+    assert isinstance(found, OpenConfig)
+    assert found.named == {"GitHub": {"a": "environ", "b": "file"}, "other": {"a": "1"}}
+    assert found.rooms == {"red": Room(2), "blue": Room(3)}
 
 
 def test_environment_text_takes_the_fields_type(tmp_path: Path) -> None:

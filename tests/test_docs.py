@@ -23,7 +23,7 @@ from servers import free_port
 from support import until
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def code(page: Path, language: str) -> list[str]:

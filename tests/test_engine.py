@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import logging
 import sys
 import threading
@@ -743,3 +744,16 @@ async def test_a_policy_that_was_lowered_grants_no_more_attempts(tmp_path: Path,
         (letter,) = await letters(app)
         assert (letter.reason, letter.attempts) == ("RetriesExhausted", 4)
     assert ran == [5] * 4
+
+
+async def test_the_interpreter_is_as_before_once_the_router_has_stopped(tmp_path: Path) -> None:
+    @on(local("a"))
+    async def handler(n: int) -> None: ...
+
+    def settings() -> Any:
+        return sys.getswitchinterval(), gc.get_threshold()
+
+    before = settings()
+    async with running(tmp_path, handler):
+        assert settings() != before
+    assert settings() == before

@@ -82,6 +82,9 @@ def test_mqtt_thermostat(place: Place) -> None:
         place.run("send", "mqtt", "home/kitchen/target", "20")
         place.run("send", "mqtt", "home/kitchen/temperature", '{"celsius": 20.5}')
         assert heard() == "home/kitchen/heater off"
+    place.run("send", "mqtt", "home/kitchen/temperature", '{"celsius": 75}')
+    place.says("kitchen: 75 °C, look after it!")
+    assert "20.5 °C" not in place.output
     place.run("send", "mqtt", "home/kitchen/temperature", '{"celsius": 200}')
     place.says("$.celsius: expected float")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from eventrouter import fixed, on, on_start, on_stop
+from eventrouter import Idempotent, fixed, on, on_start, on_stop
 from eventrouter.errors import ConfigError
 from eventrouter.functions import Policy, UserImportError, collect, load
 from support import local, module
@@ -204,3 +204,23 @@ def test_an_error_in_the_users_module_is_kept(tmp_path: Path) -> None:
         load("broken_b.py", tmp_path)
     with pytest.raises(UserImportError, match="no_such_thing_at_all"):
         load("broken_b", tmp_path)
+
+
+def test_only_who_waits_for_an_answer_gets_it_in_chunks() -> None:
+    @on(local("a", mode="request"))
+    async def stream(payload: Any) -> Any:
+        yield 1
+
+    @on(local("a", mode="request"))
+    def plain(payload: Any) -> Any:
+        yield 1
+
+    @on(local("a", mode="request"), idempotent=Idempotent("$.id"))
+    async def kept(payload: Any) -> Any:
+        yield 1
+
+    assert collect([module(stream)]).functions["stream"].streams
+    with pytest.raises(ConfigError, match="plain yields; .* streams it as an `async def`"):
+        collect([module(plain)])
+    with pytest.raises(ConfigError, match="kept yields, so idempotent= has no result"):
+        collect([module(kept)])

@@ -12,7 +12,7 @@ from eventrouter import Failed, Idempotent, Response, Succeeded, TimedOut, fixed
 from eventrouter.clock import ManualClock
 from eventrouter.errors import ConfigError
 from eventrouter.functions import Function, Policy
-from eventrouter.paths import parse_path
+from eventrouter.paths import json_path, parse_path
 from support import advance, event, local, put, running, until
 
 TOML = "[app]\ndrain = 0\n"
@@ -150,6 +150,12 @@ async def test_what_has_nothing_at_the_path_runs_and_is_told(tmp_path: Path, cap
 )
 def test_paths(path: str, payload: Any, found: str | None) -> None:
     assert parse_path(path)(payload) == found
+
+
+def test_a_path_finds_values_too() -> None:
+    assert json_path("$.a[1]")({"a": [0, {"b": 1}]}) == {"b": 1}
+    assert json_path("$")([1]) == [1]
+    assert json_path("$.a.b")({"a": 1}) is None
 
 
 @pytest.mark.parametrize("path", ["$", "id", "$..a", "$.a[", "$.a[x]", "$a"])

@@ -77,6 +77,27 @@ class TestFile(JournalContract):
         assert numbers(await self.claims(journal, 1)) == [4]  # its credit was not used up by what failed
         assert (await journal.depth())["f"] == {"waiting": 1, "running": 1, "dead": 0}
 
+    @pytest.mark.parametrize("amid", ["whole", "damaged", "tried", "keyed"])
+    async def test_a_backlog_comes_whole_and_in_order_whatever_is_amid(self, journal: SqliteJournal, clock: ManualClock, amid: str) -> None:
+        await journal.accept(entries("f", *range(200)))
+        change = {"whole": "seq = seq", "damaged": "event = substr(event, 2)", "tried": "attempts = 1", "keyed": "key = 'k'"}[amid]
+        sql = f"UPDATE invocation SET {change} WHERE seq = (SELECT seq + 150 FROM invocation ORDER BY seq LIMIT 1)"
+        await journal._ask(lambda database: database._rows(sql))
+        journal.want("f", 200)
+        claims = await self.claims(journal, 200)
+        events = [claim.event for claim in claims]
+        assert [n for n, event in enumerate(events) if event.source == "journal"] == ([150] if amid == "damaged" else [])
+        assert [event.data for event in events if event.source != "journal"] == [
+            b"%d" % n for n in range(200) if (n, amid) != (150, "damaged")
+        ]
+        assert [claim.attempts for claim in claims] == [int((n, amid) == (150, "tried")) for n in range(200)]
+        assert [claim.key for claim in claims] == ["k" if (n, amid) == (150, "keyed") else None for n in range(200)]
+        assert all(claim.born == pytest.approx(clock.monotonic(), abs=0.001) for claim in claims)
+        for claim in claims:
+            journal.settle(claim, DONE)
+        await journal.flush()
+        assert await journal.depth() == {}
+
     async def test_what_was_accepted_in_a_future_that_did_not_come(self, make: Callable[..., Journal], clock: ManualClock) -> None:
         clock.advance(3600)
         journal = make()

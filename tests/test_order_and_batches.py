@@ -373,3 +373,15 @@ def test_what_cannot_be_is_refused_at_load(handler: Any, trigger: Any, policy: d
 def test_a_batch_has_bounds(make: Any) -> None:
     with pytest.raises(ValueError, match="Batch"):
         make()
+
+
+async def test_an_event_nested_beyond_reason_has_no_key(tmp_path: Path) -> None:
+    got: list[int] = []
+
+    @on(local("a"), order_by="$.device")
+    async def handler(data: bytes) -> None:
+        got.append(len(data))
+
+    async with running(tmp_path, handler) as app:
+        assert await app.sources["local"].router.deliver([Event("local", "local.put", "a", b'{"device":' * 100_000)]) == 1
+        await until(lambda: got == [1_000_000])

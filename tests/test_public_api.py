@@ -8,9 +8,10 @@ import eventrouter
 PUBLIC = {
     "App", "Batch", "Binding", "Clock", "Context", "Depends", "Endpoint", "Event", "EventRouterError", "Failed", "Finding", "Health",
     "HttpRequest",
-    "Idempotent", "Interrupted", "Message", "Outcome", "PartialFailure", "Plugin", "Queue", "Received", "Reject", "Response",
+    "Idempotent", "Interrupted", "Message", "Notice", "Outcome", "PartialFailure", "Plugin", "Queue", "Received", "Reject", "Response",
     "Retry", "Router", "Source", "Succeeded", "TimedOut", "Trigger", "Wild", "Wildcards",
-    "call_from_thread", "exponential", "fixed", "hookimpl", "invoke", "lambda_", "on", "on_start", "on_stop", "seconds",
+    "call_from_thread", "delays", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "on", "on_start", "on_stop",
+    "seconds",
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventrouter import Failed, Interrupted, Outcome, Succeeded, TimedOut, exponential, fixed, lambda_
+from eventrouter import Failed, Interrupted, Outcome, Succeeded, TimedOut, delays, exponential, fixed, lambda_
 from eventrouter.model import Dead, Decision, Done, Release, RetryAt
 from eventrouter.retry import Backoff, decide, parse_backoff
 
@@ -95,3 +95,15 @@ def test_bad_back_offs_are_named(text: str) -> None:
 def test_back_offs_out_of_range(make: Any) -> None:
     with pytest.raises(ValueError, match="must be"):
         make()
+
+
+def test_delays_are_taken_one_by_one_and_the_last_again() -> None:
+    backoff = delays(0, 1.5, 20)
+    assert [backoff.delay(retry, 0.99) for retry in range(1, 6)] == [0, 1.5, 20, 20, 20]
+    assert parse_backoff(str(backoff)) == parse_backoff("delays(0, 1.5, 20)") == backoff
+
+
+@pytest.mark.parametrize("seconds", [(), (-1,), (1, float("inf")), (float("nan"),)])
+def test_delays_that_are_none(seconds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        delays(*seconds)

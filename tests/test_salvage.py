@@ -31,7 +31,7 @@ PAGE = 4096
 
 async def fill(path: Path, clock: ManualClock) -> None:
     """Rows in every state, some of them longer than a page, remembered ids, state of sources, and free pages."""
-    journal = SqliteJournal(path, clock=clock, history=86_400)
+    journal = SqliteJournal(path, clock=clock, history=86_400, archive=86_400)
     await journal.open()
     for key in range(300):
         await journal.put(f"cron/{key}", bytes(40))
@@ -121,7 +121,7 @@ async def test_where_nothing_is_damaged_the_copy_is_identical(path: Path) -> Non
     found = salvage(path)
     assert dump(path) == before
     assert found.invocations == {"waiting": 3_100, "running": 0, "dead": 400, "done": 400}  # what ran waits for the next start
-    assert found.others == {"seen": 2000, "state": 300}
+    assert found.others == {"seen": 2000, "state": 300, "archive": ROWS}
     assert (found.damaged, found.unread) == ([], 0)
     assert found.aside == path.with_name("journal.db.damaged-1")
     assert found.aside.read_bytes() == bytes_before

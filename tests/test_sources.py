@@ -246,3 +246,33 @@ async def test_a_source_may_send_to_a_destination(tmp_path: Path) -> None:
         await until(lambda: got == [{"n": 1}])
         with pytest.raises(ConfigError, match="nothing can be sent to 'nowhere'"):
             router.forward("nowhere:x", Message(b"", {}))
+
+
+async def test_small_state_has_names_and_may_expire(tmp_path: Path) -> None:
+    clock = ManualClock()
+
+    @on(local("a"))
+    async def handler() -> None: ...
+
+    async with make_app(tmp_path, handler, clock=clock) as app:
+        router = app.sources["local"].router
+        await router.put("pages/a", b"1")
+        await router.put("pages/b", b"2", ttl=60)
+        await router.put("other", b"3")
+        assert await router.keys("pages/") == ["pages/a", "pages/b"]
+        clock.advance(61)
+        assert await router.get("pages/a") == b"1"
+        assert await router.get("pages/b") is None
+        assert router.url == ""
+        router.listens("http://127.0.0.1:1")
+        assert router.url == "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(("target", "why"), [("nowhere:x", "nothing can be sent to 'nowhere'"), ("lambda:x", "no function is named 'x'")])
+def test_where_a_plugin_forwards_to_is_checked_at_load(tmp_path: Path, target: str, why: str) -> None:
+    @on(local("a"))
+    async def handler() -> None: ...
+
+    forwarding = Plugin(name="forwarding", forwards=lambda config: [("[forwarding] to", target)])
+    with pytest.raises(ConfigError, match=rf"^\[forwarding\] to='{target}': {why}"):
+        make_app(tmp_path, handler, plugins=Plugins([LOCAL, forwarding]))

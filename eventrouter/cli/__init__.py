@@ -18,6 +18,7 @@ _COMMANDS = {
     "send": ("events", "Put a real event in through a source of the running router."),
     "sample": ("events", "Print the AWS-shaped JSON that a source gives Lambda functions."),
     "event": ("events", "Where an event is and what became of it."),
+    "replay": ("events", "Run archived events of a function again."),
     "dlq": ("dlq", "Dead letters: list, show, redrive, purge."),
     "doctor": ("doctor", "What this machine can enforce, which plugins loaded, what is wrong."),
 }

@@ -74,7 +74,7 @@ class Place:
         return asyncio.run(do())
 
 
-def since(text: str | None) -> float | None:
+def since(text: str | None, option: str = "--since") -> float | None:
     """`2h` ago, or `2026-01-31T08:00`, as seconds since 1970."""
     if text is None:
         return None
@@ -83,11 +83,11 @@ def since(text: str | None) -> float | None:
     from eventrouter.clock import SystemClock  # noqa: PLC0415
 
     if text[:1].isdigit() and text[-1:] in "smhdw":
-        return SystemClock.time() - seconds(text, "--since")
+        return SystemClock.time() - seconds(text, option)
     try:
         return datetime.fromisoformat(text).astimezone().timestamp()
     except ValueError:
-        raise ConfigError(f"--since: {text!r} is no time; write 2h, 3d or 2026-01-31T08:00") from None
+        raise ConfigError(f"{option}: {text!r} is no time; write 2h, 3d or 2026-01-31T08:00") from None
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> str:

@@ -1,12 +1,14 @@
-"""`send`, `sample` and `event`."""
+"""`send`, `sample`, `event` and `replay`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options
+from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options, since
 from eventrouter.control import arguments_for
 from eventrouter.errors import ConfigError, suggest
 from eventrouter.plugins import load_plugins
@@ -39,9 +41,12 @@ def sample_command(source: str, arguments: tuple[str, ...]) -> None:
 
     \b
     eventrouter sample s3
+    eventrouter sample cron "0 7 * * MON-FRI" --timezone Europe/Berlin
     eventrouter sample sns | eventrouter invoke FUNCTION -
     """
-    samples = {name: plugin.sample for name, plugin in load_plugins().by_name.items() if plugin.sample is not None}
+    samples: dict[str, Callable[..., Any]] = {}
+    for name, plugin in load_plugins().by_name.items():
+        samples |= {name: plugin.sample} if callable(plugin.sample) else plugin.sample or {}
     if source not in samples:
         raise ConfigError(f"sample: no source is named {source!r}{suggest(source, samples)}; there are {', '.join(sorted(samples))}")
     words, options = _split(f"sample {source}", arguments)
@@ -88,3 +93,24 @@ def event_command(id: str, as_json: bool, apps: tuple[str, ...], config: Path | 
     else:
         click.echo(f"{id}: not in the journal: done, or never accepted ([journal] history keeps done events)", err=True)
     return int(not found)
+
+
+@click.command("replay")
+@click.option("--function", required=True, metavar="F", help="What was accepted for this function, or queue (sqs:NAME).")
+@click.option("--since", "after", required=True, metavar="T", help="Accepted since: 2h, 3d, 2026-01-31T08:00.")
+@click.option("--until", "before", metavar="T", help="... and until [default: now].")
+@json_option
+@app_option
+@place_options
+def replay_command(
+    function: str, after: str, before: str | None, as_json: bool, apps: tuple[str, ...], config: Path | None, data: str | None
+) -> None:
+    """Run events again that were accepted before, with fresh ids and today's code; needs [journal] archive."""
+    place = Place(config, data, apps)
+    done = place.ask_or_do("replay", function=function, since=since(after), until=since(before, "--until"))
+    if as_json:
+        click.echo(dump(done))
+        return
+    click.echo(f"{done['replayed']} replayed")
+    if done["unwanted"]:
+        click.echo(f"{done['unwanted']} left out: no trigger of {function} wants them any more", err=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options
 from eventrouter.control import describe_function
@@ -66,6 +67,8 @@ def show_command(function: str, as_json: bool, apps: tuple[str, ...], config: Pa
     for key, value in it["policy"].items():
         if key != "description" and value not in (None, {}, []):
             shown = " ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+            if isinstance(value, dict):
+                shown = msgspec.json.encode(value).decode()
             rows.append((key, shown + units.get(key, "")))
     rows += [(f"tag {k}", v) for k, v in it["tags"].items()]
     click.echo(columns([(f"  {key}", value) for key, value in rows]))

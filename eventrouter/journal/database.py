@@ -16,13 +16,15 @@ import msgspec
 
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
+from eventrouter.journal.archive import Archive
 from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Received, Whereabouts
-from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, claim_seq, make
+from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, claim_seq, make, readable
 from eventrouter.model import Event
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
 _LOOK: Final = 64 << 20  # bytes of a file that is looked through at each opening: 0.05 s, 0.8 s when it is in no cache
 _LOOK_AFTER_CRASH: Final = 1 << 30  # 0.7 s, 13 s
+_MOST_AT_ONCE: Final = 4 << 20  # bytes of events that are read as one
 _CHAIN: Final = 256  # rows of one key that are handed out together
 START: Final = (float("-inf"), -1)  # before all (due, seq)
 _RESERVE: Final = 10**9  # sequence numbers that one opening may use
@@ -45,6 +47,7 @@ class RowClaim(Claim):
         hint: Any = None,
         key: str | None = None,
         deaths: int = 0,
+        redriven: bool = False,
     ) -> None:
         # Claim's own __init__ spelt out: one call less for every event.
         self.seq = seq
@@ -57,6 +60,7 @@ class RowClaim(Claim):
         self.hint = hint
         self.key = key
         self.deaths = deaths
+        self.redriven = redriven
 
     @property
     def id(self) -> str:  # type: ignore[override]  # made when somebody asks, which few do
@@ -105,20 +109,27 @@ _RELEASE: Final = _sized("UPDATE invocation SET state = 0, due = accepted WHERE 
 _PARK: Final = _sized("UPDATE invocation SET state = -1, due = accepted WHERE state = 1 AND seq IN (", ("?1",), ")")
 _RETRY: Final = "UPDATE invocation SET state = ?, due = ?, attempts = ?, deaths = 0 WHERE seq = ?"
 _BURY: Final = "UPDATE invocation SET state = 2, due = ?, attempts = ?, reason = ?, error_type = ?, error_message = ? WHERE seq = ?"
-_DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths, due FROM invocation INDEXED BY waiting
+_DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL AS redriven, due FROM invocation INDEXED BY waiting
     WHERE state = 0 AND function = ? AND due <= ? AND (due, seq) > (?, ?) ORDER BY due, seq"""
+# Many rows as one: each row that is stepped to is a contest for the GIL with a busy loop.
+_MANY: Final = f"WITH due AS ({_DUE} LIMIT ?) "
+_MEASURE: Final = _MANY + "SELECT count(*), sum(length(event)), count(nullif(attempts + deaths + redriven, 0)), count(key) FROM due"  # noqa: S608 - constants
+_TAKE_MANY: Final = (
+    _MANY + "SELECT max(due), CAST(group_concat(event, '') AS BLOB), json_group_array(seq), json_group_array(accepted) FROM due"  # noqa: S608
+)
 _OF_KEY: Final = "FROM invocation INDEXED BY keyed WHERE function = ? AND key = ? AND state < 2"
 _FIRST: Final = f"SELECT state, seq {_OF_KEY} ORDER BY seq LIMIT 1"
 _LAST: Final = f"SELECT state {_OF_KEY} ORDER BY seq DESC LIMIT 1"
-_BEHIND: Final = f"SELECT seq, attempts, accepted, event, key, deaths, state {_OF_KEY} AND seq > ? ORDER BY seq LIMIT ?"
+_BEHIND: Final = f"SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL, state {_OF_KEY} AND seq > ? ORDER BY seq LIMIT ?"
 _NEXT_DUE: Final = "SELECT due FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? AND due > ? ORDER BY due LIMIT 1"
 _LETTERS: Final = """SELECT seq, function, reason, error_type, error_message, attempts, due, event FROM invocation INDEXED BY dead
     WHERE state = 2 AND seq > ?1 AND (?2 IS NULL OR function = ?2) AND (?3 IS NULL OR ?3 IN (reason, error_type))
     AND (?4 IS NULL OR due >= ?4) ORDER BY seq LIMIT ?5"""
+# What has a reason and is not dead has been redriven.
 _REDRIVE: Final = """UPDATE invocation SET seq = ?1, due = ?2, accepted = ?2, attempts = 0, deaths = 0,
     state = CASE WHEN key IS NOT NULL AND EXISTS (SELECT 1 FROM invocation AS other INDEXED BY keyed
         WHERE other.function = invocation.function AND other.key = invocation.key AND other.state < 2) THEN -1 ELSE 0 END,
-    reason = NULL, error_type = NULL, error_message = NULL WHERE seq = ?3 AND state = 2 RETURNING function"""
+    error_type = NULL, error_message = NULL WHERE seq = ?3 AND state = 2 RETURNING function"""
 _FORGET: Final = """DELETE FROM invocation WHERE seq IN (
     SELECT seq FROM invocation INDEXED BY done WHERE state = 3 AND due <= ? ORDER BY due LIMIT ?)"""
 _PURGE: Final = "DELETE FROM invocation WHERE seq = ? AND state = 2"
@@ -132,13 +143,15 @@ _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM
 class Database:
     """path: None is in memory. dedupe, history: seconds that seen ids and done rows are kept.
 
+    archive: of what was accepted, for so many seconds.
     live: how many rows wait or run. taken: those without a key that wait by the file, and run.
     """
 
-    def __init__(self, path: Path | None, dedupe: float, history: float) -> None:
+    def __init__(self, path: Path | None, dedupe: float, history: float, archive: float = 0) -> None:
         self._path = path
         self.dedupe = dedupe
         self._history = history
+        self.archive = Archive(archive)
         self.live = 0
         self.taken: set[int] = set()
         self._put_back: set[int] = set()  # into it, if this transaction fails
@@ -161,6 +174,7 @@ class Database:
         self._execute = self._connection.execute
         try:
             self._check(look)
+            self.archive.open(self._connection)
             return self._recover(now, running)
         except apsw.Error as error:
             self._connection.close()
@@ -383,17 +397,20 @@ class Database:
         after: (due, seq) up to which all was taken before. born: what to add to a Unix time to have the monotonic one.
         room: bytes; a first one is taken however large it is.
         """
+        many = self._take_many(function, after, now, born, limit, room)
+        if many is not None:
+            return *many, None
         claims: list[RowClaim] = []
         heads: list[RowClaim] = []
         taken = self.taken
         rows = self._execute(_DUE, (function, now, *after))
-        for seq, attempts, accepted, packed, key, deaths, due in rows:
+        for seq, attempts, accepted, packed, key, deaths, redriven, due in rows:
             if seq in taken:
                 continue
             if len(claims) == limit or (claims and len(packed) > room):
                 break
             room -= len(packed)
-            claim = RowClaim(seq, function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths)
+            claim = RowClaim(seq, function, readable(packed), attempts, accepted + born, len(packed), None, key, deaths, bool(redriven))
             claims.append(claim)
             after = due, seq
             if key is None:
@@ -408,6 +425,28 @@ class Database:
         self._take_keyed(heads, claims, born, limit, room)
         return claims, after, None
 
+    def _take_many(
+        self, function: str, after: tuple[float, int], now: float, born: float, limit: int, room: int
+    ) -> tuple[list[RowClaim], tuple[float, int]] | None:
+        """The usual case of `take`: there are `limit` rows, without keys, never tried, never redriven, and not large. None: it isn't."""
+        which = (function, now, *after, limit)
+        ((count, size, tried, keyed),) = self._rows(_MEASURE, which)
+        if count < limit or tried or keyed or size > min(room, _MOST_AT_ONCE):
+            return None
+        ((last_due, packed, seqs, accepted),) = self._rows(_TAKE_MANY, which)
+        seqs = msgspec.json.decode(seqs)
+        if not self.taken.isdisjoint(seqs):
+            return None
+        try:
+            events = Event.unpack_many(packed, count)
+        except msgspec.DecodeError:
+            return None
+        self.taken.update(seqs)
+        size //= count
+        ages = msgspec.json.decode(accepted)
+        claims = [RowClaim(seq, function, event, 0, at + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
+        return claims, (last_due, seqs[-1])
+
     def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], born: float, limit: int, room: int) -> None:
         """Mark what has a key as running, and take with it what is parked behind it."""
         marked = [head.seq for head in heads]
@@ -416,12 +455,13 @@ class Database:
             if head.attempts or count <= 0:  # a head that was tried before comes alone: if it fails again, all would go back again
                 continue
             rows = self._rows(_BEHIND, (head.function, head.key, head.seq, count))
-            for seq, attempts, accepted, packed, key, deaths, state in rows:
+            for seq, attempts, accepted, packed, key, deaths, redriven, state in rows:
                 if state != PARKED or len(packed) > room:
                     break
                 room -= len(packed)
                 marked.append(seq)
-                claims.append(RowClaim(seq, head.function, _readable(packed), attempts, accepted + born, len(packed), None, key, deaths))
+                at, event = accepted + born, readable(packed)
+                claims.append(RowClaim(seq, head.function, event, attempts, at, len(packed), None, key, deaths, bool(redriven)))
         self._run(_TAKE, 1, marked)
 
     # Queues
@@ -432,14 +472,14 @@ class Database:
         received: list[Received] = []
         spent: list[RowClaim] = []
         rows = self._execute(_DUE, (queue, now, *START))
-        for seq, attempts, accepted, packed, key, deaths, _ in rows:
+        for seq, attempts, accepted, packed, key, deaths, redriven, _ in rows:
             if len(received) + len(spent) == count:
                 break
             if seq in self.taken:
                 continue
-            event = _readable(packed)
+            event = readable(packed)
             if attempts >= most or now - accepted > keep:
-                spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths))
+                spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths, bool(redriven)))
             else:
                 received.append(Received(claim_id(seq), event, attempts + 1))
         rows.close()
@@ -463,7 +503,7 @@ class Database:
     def letters(self, query: LetterQuery, after: int, limit: int) -> list[Letter]:
         found = self._rows(_LETTERS, (after, query.function, query.error, query.since, limit))
         return [
-            Letter(claim_id(seq), function, reason, error_type, error_message, attempts, died_at, _readable(packed))
+            Letter(claim_id(seq), function, reason, error_type, error_message, attempts, died_at, readable(packed))
             for seq, function, reason, error_type, error_message, attempts, died_at, packed in found
         ]
 
@@ -489,7 +529,7 @@ class Database:
         if end is None:
             return [], None
         rows = self._rows(_FIND + "seq > ? AND seq <= ? AND instr(event, ?)", (after, end, event_id.encode()))
-        return self._whereabouts([row for row in rows if _readable(row[6]).id == event_id], now), end
+        return self._whereabouts([row for row in rows if readable(row[6]).id == event_id], now), end
 
     def _whereabouts(self, rows: list[Any], now: float) -> list[Whereabouts]:
         return [
@@ -544,11 +584,3 @@ def _size(path: str | Path) -> int:
         return Path(path).stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _readable(packed: bytes) -> Event:
-    """The event; one of source "journal" where it can't be read."""
-    try:
-        return Event.unpack(packed)
-    except msgspec.DecodeError:
-        return Event("journal", "journal.unreadable", "", packed, "application/octet-stream")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Protocol
 
@@ -33,12 +33,22 @@ class Claim:
 
     id: names this invocation for ever, of UUID shape. attempts: those charged so far. born: when it was accepted, in
     the clock's monotonic seconds, which no setting of the clock makes older. deaths: of the router, in a row, while it ran.
+    redriven: it was a dead letter before.
     """
 
-    __slots__ = ("attempts", "born", "deaths", "event", "function", "hint", "id", "key")
+    __slots__ = ("attempts", "born", "deaths", "event", "function", "hint", "id", "key", "redriven")
 
     def __init__(
-        self, id: str, function: str, event: Event, attempts: int, born: float, hint: Any = None, key: str | None = None, deaths: int = 0
+        self,
+        id: str,
+        function: str,
+        event: Event,
+        attempts: int,
+        born: float,
+        hint: Any = None,
+        key: str | None = None,
+        deaths: int = 0,
+        redriven: bool = False,
     ) -> None:
         self.id = id
         self.function = function
@@ -48,6 +58,7 @@ class Claim:
         self.hint = hint
         self.key = key
         self.deaths = deaths
+        self.redriven = redriven
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -76,6 +87,14 @@ class Letter(msgspec.Struct, frozen=True):
     error_message: str
     attempts: int
     died_at: float
+    event: Event
+
+
+class Archived(msgspec.Struct, frozen=True):
+    """An event that was accepted. id: of its invocation; at: when, in seconds since 1970."""
+
+    id: str
+    at: float
     event: Event
 
 
@@ -120,6 +139,9 @@ class Journal(Protocol):
 
     async def close(self) -> None:
         """Write what is pending, give unsettled claims back uncharged, and let go."""
+
+    def on_fault(self, heard: Callable[[str], None]) -> None:
+        """Call it with `fault` whenever events are not taken any more, and when they are again."""
 
     def accept(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
         """Never blocks. Resolves once all entries are on disk; per entry: True = new, False = a repeat.
@@ -169,6 +191,15 @@ class Journal(Protocol):
 
     async def find(self, event_id: str) -> list[Whereabouts]:
         """What is known of an event, or of an invocation by its id, one entry per function."""
+
+    async def archived(self, function: str, since: float, until: float, after: Archived | None = None, limit: int = 1000) -> list[Archived]:
+        """What was accepted for the function, or queue, between two times, oldest first, those past `after`; as far as it is kept.
+
+        What has `replay` among its attributes was kept before, and isn't again.
+        """
+
+    async def archived_functions(self) -> list[str]:
+        """Those of which the archive has anything."""
 
     async def depth(self) -> dict[str, dict[str, int]]:
         """Per function, how many are `waiting`, `running` and `dead`."""

@@ -291,7 +291,12 @@ class _Reader:
 
     def _number(self, connection: apsw.Connection, named: set[int]) -> None:
         """No number may be given twice, were it that of what is lost."""
-        last = connection.execute("SELECT max(seq) FROM (SELECT seq FROM invocation UNION ALL SELECT seq FROM seen)").get or 0
+        last = (
+            connection.execute(
+                "SELECT max(seq) FROM (SELECT seq FROM invocation UNION ALL SELECT seq FROM seen UNION ALL SELECT seq FROM archive)"
+            ).get
+            or 0
+        )
         following = max(last, max(named, default=0)) + 1 if last or named else 0
         if connection.execute("SELECT count(*) FROM numbering").get == 0:
             connection.execute("INSERT INTO numbering VALUES (?)", (following,))

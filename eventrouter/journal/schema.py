@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import apsw
+import msgspec
+
+from eventrouter.model import Event
 
 PARKED: Final = -1  # waits for others of its key that came before
 WAITING: Final = 0
@@ -13,7 +16,7 @@ DONE: Final = 3
 STATES: Final = ("waiting", "running", "dead", "done", "waiting")  # 2 is a dead letter; -1 is the last
 
 APPLICATION: Final = 0x45565254  # "EVRT", in the file's header
-VERSION: Final = 3
+VERSION: Final = 4
 
 # In SQL the states are bare figures, as partial indexes are only used for those.
 # Rows of the memory window (state 1) are in no index: what runs at once costs one insert and one delete.
@@ -34,6 +37,8 @@ CREATE TABLE seen (
     UNIQUE (source, event_id, function)) STRICT;
 CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL, expires REAL) STRICT, WITHOUT ROWID;
 CREATE INDEX expiring ON state (expires) WHERE expires IS NOT NULL;
+CREATE TABLE archive (seq INTEGER PRIMARY KEY, at REAL NOT NULL, function TEXT NOT NULL, event BLOB NOT NULL) STRICT;
+CREATE INDEX archived ON archive (function, at);
 CREATE TABLE numbering (next INTEGER NOT NULL) STRICT;
 INSERT INTO numbering VALUES (0);
 """
@@ -44,6 +49,8 @@ UPGRADES: Final = {
         CREATE INDEX keyed ON invocation (function, key, seq) WHERE key IS NOT NULL AND state < 2;
         ALTER TABLE state ADD COLUMN expires REAL;
         CREATE INDEX expiring ON state (expires) WHERE expires IS NOT NULL""",
+    3: """CREATE TABLE archive (seq INTEGER PRIMARY KEY, at REAL NOT NULL, function TEXT NOT NULL, event BLOB NOT NULL) STRICT;
+        CREATE INDEX archived ON archive (function, at)""",
 }
 
 
@@ -66,3 +73,11 @@ def claim_seq(id: str) -> int | None:
     except ValueError:
         return None
     return seq if claim_id(seq) == id else None
+
+
+def readable(packed: bytes) -> Event:
+    """The event; one of source "journal" where it can't be read."""
+    try:
+        return Event.unpack(packed)
+    except msgspec.DecodeError:
+        return Event("journal", "journal.unreadable", "", packed, "application/octet-stream")

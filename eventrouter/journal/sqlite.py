@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
 from eventrouter.journal.database import Database, RowClaim
-from eventrouter.journal.protocol import Claim, Entry, Letter, LetterQuery, Note, Received, Whereabouts
+from eventrouter.journal.protocol import Archived, Claim, Entry, Letter, LetterQuery, Note, Received, Whereabouts
 from eventrouter.journal.running import Running
 from eventrouter.journal.schema import claim_seq
 from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
@@ -34,18 +34,27 @@ _RELEASE: Final = Release()
 class SqliteJournal:
     """path: the file, made if missing; None is in memory. dedupe: seconds in which a repeated event id runs once.
 
-    history: seconds that `find` knows of what is done; 0 keeps nothing. limits: when to accept no more.
+    history: seconds that `find` knows of what is done, archive: that `archived` has what was accepted; 0 keeps nothing.
+    limits: when to accept no more.
     """
 
     def __init__(
-        self, path: Path | None, *, clock: Clock, dedupe: float = 86_400, history: float = 0, limits: Limits | None = None
+        self,
+        path: Path | None,
+        *,
+        clock: Clock,
+        dedupe: float = 86_400,
+        history: float = 0,
+        archive: float = 0,
+        limits: Limits | None = None,
     ) -> None:
         self.fault = ""
+        self._fault_heard: Callable[[str], None] = lambda fault: None
         self._clock = clock
         self._path = path
         self._limits = limits or Limits()
         self._pressure = ""
-        self._database = Database(path, dedupe, history)
+        self._database = Database(path, dedupe, history, archive)
         self._writer: Writer | None = None
         self._put: Callable[[Operation], None] = _closed
         self._seq = 0
@@ -95,6 +104,14 @@ class SqliteJournal:
         self._running.clear()
         self._ready.clear()
         closed.result()
+
+    def on_fault(self, heard: Callable[[str], None]) -> None:
+        self._fault_heard = heard
+
+    def _set_fault(self, fault: str) -> None:
+        before, self.fault = self.fault, fault
+        if bool(before) != bool(fault):
+            self._fault_heard(fault)
 
     # Events
 
@@ -227,6 +244,13 @@ class SqliteJournal:
             found += some
         return found
 
+    async def archived(self, function: str, since: float, until: float, after: Archived | None = None, limit: int = 1000) -> list[Archived]:
+        now = self._clock.time()
+        return await self._ask(lambda database: database.archive.read(function, since, until, after, limit, now))
+
+    async def archived_functions(self) -> list[str]:
+        return await self._ask(lambda database: database.archive.functions())
+
     async def depth(self) -> dict[str, dict[str, int]]:
         waiting, dead = await self._ask(Database.depth)
         running = Counter(claim.function for claim in self._running.values())
@@ -287,7 +311,8 @@ class SqliteJournal:
             log.info("the journal takes events again", extra={"action": "journal.accepting"})
         elif not self._pressure:
             log.warning("no more events are taken: %s", pressure, extra={"action": "journal.full"})
-        self.fault = self._pressure = pressure
+        self._pressure = pressure
+        self._set_fault(pressure)
 
     def _unblock(self, settled: Sequence[int | Settlement]) -> None:
         for operation in settled:
@@ -315,7 +340,7 @@ class SqliteJournal:
     def _failed(self, commit: Commit, error: JournalError) -> None:
         if not self.fault:
             log.error("%s", error, extra={"action": "journal.failed"})
-        self.fault = str(error)
+        self._set_fault(str(error))
         futures: list[asyncio.Future[Any]] = [*(accept.future for accept in commit.accepts), *(call.future for call in commit.calls)]
         if commit.close is not None:
             futures.append(commit.close.future)

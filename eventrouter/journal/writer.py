@@ -300,6 +300,8 @@ class Writer(Thread):
             self._refill(commit, now)
         if commit.accepts or copies:
             self._accept([*copies, *commit.accepts], commit.claims, now)
+        if self._database.archive.on:
+            self._archive([*copies, *commit.accepts], now)
         for call in commit.calls:
             try:
                 call.result = call.work(self._database)
@@ -351,7 +353,7 @@ class Writer(Thread):
                     continue
                 function, key = entry.function, entry.key
                 lane = self._lanes.get(function) or self._lane(function)
-                direct = lane.credit > 0 and not lane.backlog and self._room(lane) > 0
+                direct = not lane.backlog and lane.credit > 0 and self._room(lane) > 0
                 state = RUNNING if direct else WAITING
                 if key is not None:
                     place = function, key
@@ -367,10 +369,21 @@ class Writer(Thread):
                     lane.held += len(packed)
                     claims.append(RowClaim(seq, function, entry.event, 0, born, len(packed), entry.hint, key))
                 elif state == WAITING:
-                    if (at, seq) <= lane.after:  # something that was due later has been handed out before it came
+                    if at <= lane.after[0] and (at, seq) <= lane.after:  # something due later has been handed out before it came
                         lane.after = START
-                    self._wake(lane)
+                    if not lane.backlog or (lane.credit and lane not in self._hungry):
+                        self._wake(lane)
         self._database.insert(rows)
+
+    def _archive(self, accepts: list[Accept], now: float) -> None:
+        rows = [
+            (seq, accept.born + self._now - self._monotonic, entry.function, packed)
+            for accept in accepts
+            for seq, (entry, packed, new) in enumerate(zip(accept.entries, accept.packed, accept.answer, strict=True), accept.first)
+            if new and "replay" not in entry.event.attributes
+        ]
+        self._database.archive.add(rows)
+        self._database.archive.trim(len(rows), now)
 
     def _room(self, lane: _Lane) -> int:
         """Bytes that it may still be handed."""

@@ -63,6 +63,23 @@ def at(moment: str, *, timezone: str = "UTC", catch_up: CatchUp = "last") -> Cro
     return CronTrigger(f"at({moment})", timezone, catch_up)
 
 
+def sample(
+    expression: str = "rate(5 minutes)", *, timezone: str = "UTC", function: str = "report", after: str = "2026-01-01T00:00:00"
+) -> Any:
+    """The scheduled event of the first tick of EXPRESSION past a time in UTC."""
+    from eventrouter_cron.source import tick_event  # noqa: PLC0415 - sources load when they are needed
+
+    trigger = CronTrigger(expression, timezone, "last")
+    try:
+        start = datetime.fromisoformat(after)
+    except ValueError:
+        raise ConfigError(f"sample cron: --after {after!r}: write a time in UTC: 2026-12-01T08:00:00") from None
+    tick = trigger.schedule.next(start if start.tzinfo is not None else start.replace(tzinfo=UTC))
+    if tick is None:
+        raise ConfigError(f"sample cron: {trigger} has no tick after {after}; give an earlier --after")
+    return trigger.aws_event([tick_event(trigger, function, tick)])
+
+
 @hookimpl
 def eventrouter_plugin() -> Plugin:
-    return Plugin(name="cron", source="eventrouter_cron.source:CronSource", triggers={"cron": cron, "rate": rate, "at": at})
+    return Plugin(name="cron", source="eventrouter_cron.source:CronSource", triggers={"cron": cron, "rate": rate, "at": at}, sample=sample)

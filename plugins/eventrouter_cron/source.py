@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import deque
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +16,26 @@ from eventrouter_cron import CronTrigger
 _LOOK_UP = 60.0  # seconds: a machine that slept, or whose clock was set, is noticed within it
 _CATCH_UP = 1000  # ticks of one schedule
 _CLOCK_FAULT = timedelta(days=1)  # a last tick further in the future than this was made by a wrong clock
+_IDS = uuid.UUID("6f0f3f7e-6a59-4c1f-9d0c-3c0b7f4f7a52")  # of Amazon's kind, made from ours; never change it
 _LOOK_BACK = [timedelta(days=days) for days in (1 / 24, 1, 7, 31, 366, 3660)]
+
+
+def tick_event(trigger: CronTrigger, function: str, tick: datetime) -> Event:
+    """A tick of one function's schedule. Its id is the same whenever it is made, so that it runs once."""
+    moment = tick.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    id = f"{function} {trigger} {moment}"
+    data = {
+        "version": "0",
+        "id": str(uuid.uuid5(_IDS, id)),
+        "detail-type": "Scheduled Event",
+        "source": "aws.events",
+        "account": "000000000000",
+        "time": moment,
+        "region": "local",
+        "resources": [f"arn:aws:events:local:000000000000:rule/{function}"],
+        "detail": {},
+    }
+    return Event("cron", "cron.tick", str(trigger), msgspec.json.encode(data), id=id, time=tick.timestamp())
 
 
 class Timetable:
@@ -33,22 +53,6 @@ class Timetable:
     def move_on(self, last: datetime) -> None:
         self.last = last
         self.next = self.trigger.schedule.next(last)
-
-    def event(self, tick: datetime) -> Event:
-        moment = tick.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        id = f"{self.key} {moment}"
-        data = {
-            "version": "0",
-            "id": id,
-            "detail-type": "Scheduled Event",
-            "source": "aws.events",
-            "account": "000000000000",
-            "time": moment,
-            "region": "local",
-            "resources": [f"arn:aws:events:local:000000000000:rule/{self.function}"],
-            "detail": {},
-        }
-        return Event("cron", "cron.tick", str(self.trigger), msgspec.json.encode(data), id=id, time=tick.timestamp())
 
     async def missed(self, now: datetime) -> tuple[list[datetime], int]:
         """The ticks past `last` up to now that are to be caught up with, and how many there were beyond the most."""
@@ -136,7 +140,7 @@ class CronSource(Source[None]):
                 await self.router.clock.sleep(min(wait, _LOOK_UP))
 
     async def _fire(self, table: Timetable, tick: datetime) -> None:
-        event = table.event(tick)
+        event = tick_event(table.trigger, table.function, tick)
         while True:
             try:
                 await self.router.deliver_to(table.binding, event)

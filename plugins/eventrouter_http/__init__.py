@@ -12,82 +12,125 @@ import msgspec
 from msgspec import Meta
 
 from eventrouter import Event, Plugin, Trigger, Wild, Wildcards, hookimpl
-from eventrouter.errors import ConfigError
-from eventrouter_http.payload import payload_2
+from eventrouter.errors import ConfigError, explain
+from eventrouter_http.cors import Cors
+from eventrouter_http.payload import payload_1, payload_2
+from eventrouter_http.routes import bare, captured
 
-__all__ = ["HttpTrigger", "http"]
+__all__ = ["Cors", "HttpTrigger", "http"]
 
 METHODS = ("ANY", "GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 RESERVED = ("/healthz", "/readyz")
 
 
 class HttpConfig(msgspec.Struct, kw_only=True):
-    """`[http]`. port: 0 picks a free one. body_limit: bytes of a request's body."""
+    """`[http]`. port: 0 picks a free one. body_limit: bytes of a request's body.
+
+    read_timeout: seconds for a request's head, for its body, and that a connection may be idle.
+    stage: "$default", or what paths begin with, as `prod` in `/prod/devices`; stage_variables: handed to Lambda functions.
+    cors: for all routes that say nothing themselves. cert, key: PEM files; with them it speaks TLS.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     body_limit: Annotated[int, Meta(ge=1)] = 6 * 1024 * 1024
+    read_timeout: Annotated[float, Meta(gt=0)] = 75.0
+    stage: Annotated[str, Meta(pattern=r"^(\$default|[A-Za-z0-9_-]+)$")] = "$default"
+    stage_variables: dict[str, str] = {}
+    cors: Cors | None = None
+    cert: str | None = None
+    key: str | None = None
 
 
 class HttpTrigger(Trigger):
-    """`http(...)` makes it. route: as API Gateway's route key. method: "ANY" too. pattern: of the path; "" is `$default`."""
+    """`http(...)` makes it. route: as API Gateway's route key. method: "ANY" too. pattern: of the path; "" is `$default`.
+
+    cors: None leaves it to the config, False is none at all.
+    """
 
     source = "http"
 
-    def __init__(self, route: str, mode: Literal["request", "event"]) -> None:
+    def __init__(
+        self, route: str, mode: Literal["request", "event"], payload: Literal["2.0", "1.0"], cors: Cors | Literal[False] | None
+    ) -> None:
         self.route = route
         self.mode = mode
+        self.payload = payload
+        self.cors = cors
         if mode not in ("request", "event"):
             raise ConfigError(
                 f'http({route!r}): mode={mode!r}; write "request" (the caller gets the answer) or "event" (202, then it runs)'
             )
+        if payload not in ("2.0", "1.0"):
+            raise ConfigError(f'http({route!r}): payload={payload!r}; API Gateway knows "2.0" and "1.0"')
         if route == "$default":
             self.method, self.pattern, self.path = "ANY", "", (Wild.REST,)
             return
         self.method, _, self.pattern = route.partition(" ")
         if self.method not in METHODS:
             raise ConfigError(f'http({route!r}): write "METHOD /path", METHOD one of {", ".join(METHODS)}; or "$default"')
-        if not self.pattern.startswith("/") or re.search(r"[\s?#]", self.pattern):
-            raise ConfigError(f"http({route!r}): the path {self.pattern!r} must start with '/' and have no space, '?' or '#'")
+        if not self.pattern.startswith("/") or re.search(r"[\s?#%]", self.pattern):
+            raise ConfigError(
+                f"http({route!r}): the path {self.pattern!r} must start with '/' and have no space, '?', '#' or '%'; "
+                "requests are decoded before they are matched"
+            )
+        if self.pattern != bare(self.pattern):
+            raise ConfigError(f"http({route!r}): drop the slash at the end; {bare(self.pattern)!r} answers requests with and without it")
         if self.pattern in RESERVED:
             raise ConfigError(f"http({route!r}): {self.pattern} is answered by the router itself; choose another path")
         self._wildcards = Wildcards(self.pattern, "http path")
-        self.path = self._wildcards.path
         self.names = self._wildcards.names
 
     def matches(self, event: Event) -> Mapping[str, str] | None:
         if self.method not in ("ANY", event.attributes["method"]):
             return None
-        if not self.pattern:
-            return {}
-        captures = self._wildcards.match(event.subject)
-        # Subjects are decoded but for slashes inside a segment.
-        return captures and {name: value.replace("%2F", "/").replace("%25", "%") for name, value in captures.items()}
+        return captured(self._wildcards, event.subject) if self.pattern else {}
 
     def query(self, event: Event) -> Mapping[str, list[str]]:
         return parse_qs(event.attributes["query"], keep_blank_values=True)
 
     def aws_event(self, events: Sequence[Event]) -> dict[str, Any]:
-        return payload_2(events[0], self.route, self.matches(events[0]) or {})
+        make = payload_1 if self.payload == "1.0" else payload_2
+        return make(events[0], self.route, self.matches(events[0]) or {})
 
     def __str__(self) -> str:
         return f"http {self.route}" + (" (event)" if self.mode == "event" else "")
 
 
-def http(route: str, *, mode: Literal["request", "event"] = "request") -> HttpTrigger:
+def http(
+    route: str,
+    *,
+    mode: Literal["request", "event"] = "request",
+    payload: Literal["2.0", "1.0"] = "2.0",
+    cors: Cors | Mapping[str, Any] | bool | None = None,
+) -> HttpTrigger:
     """Start the function with requests to `route`.
 
     route: `"GET /devices/{device}"`, `"ANY /files/{path+}"`, or `"$default"` for what no other route wants. An exact path
         comes before `{name}`, that before `{name+}`; a method before `ANY`.
     mode: "request" sends what the handler returns; "event" journals the request, answers 202 `{"id": ...}`, then runs.
+    payload: which of API Gateway's formats a Lambda function gets.
+    cors: which pages of other origins may call it: `Cors(...)`, the same as a table, True for any; False shuts out what
+        `[http.cors]` lets in.
 
-    The payload is the body, parameters with defaults are query parameters; a Lambda function gets payload 2.0.
+    The payload is the body, parameters with defaults are query parameters.
     """
-    return HttpTrigger(route, mode)
+    return HttpTrigger(route, mode, payload, _cors(route, cors))
+
+
+def _cors(route: str, given: Cors | Mapping[str, Any] | bool | None) -> Cors | Literal[False] | None:
+    if given is None or given is False or isinstance(given, Cors):
+        return given
+    try:
+        return Cors() if given is True else msgspec.convert(given, Cors)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"http({route!r}): cors: {explain(error)[1]}") from None
 
 
 def check(config: HttpConfig, pairs: Sequence[tuple[str, HttpTrigger]]) -> None:
-    """Two functions can't answer one route."""
+    """Two functions can't answer one route; half of what TLS needs is a mistake."""
+    if (config.cert is None) != (config.key is None):
+        raise ConfigError(f"[http] {'key' if config.key is None else 'cert'} is missing; TLS needs both cert and key")
     taken: dict[tuple[str, str], str] = {}
     for name, trigger in pairs:
         key = (trigger.method, re.sub(r"\{\w+", "{", trigger.pattern))

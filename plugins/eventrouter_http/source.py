@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import ClientSession, web
 
-from eventrouter import Binding, Endpoint, Event, Failed, HttpRequest, Outcome, Response, Router, Source, Succeeded, TimedOut
+from eventrouter import Binding, Endpoint, Event, Failed, HttpRequest, Outcome, Router, Source, Succeeded, TimedOut
 from eventrouter.errors import EventRouterError, InvalidPayload, JournalError, Throttled
 from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
+from eventrouter_http.answers import JSON, NONE, from_lambda, from_typed, problem
+from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
+from eventrouter_http.cors import Cors
+from eventrouter_http.routes import Routes
+from eventrouter_http.streams import MORE, Stream
 
-_JSON = "application/json"
-Handle = Callable[[web.Request], Awaitable[web.Response]]
 _LAST_ANSWERS = 5.0  # seconds for answers on their way, once no handler runs
-_FAULTS = {
-    400: "Bad Request",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    413: "Content Too Large",
-    429: "Too Many Requests",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-    504: "Gateway Timeout",
-}
+Handle = Callable[[web.BaseRequest, Mapping[str, str]], Awaitable[web.StreamResponse]]
+
+
+class Route(NamedTuple):
+    handle: Handle
+    cors: Cors | None = None
 
 
 class HttpSource(Source[HttpConfig]):
@@ -34,15 +32,21 @@ class HttpSource(Source[HttpConfig]):
 
     def __init__(self, config: HttpConfig, router: Router) -> None:
         super().__init__(config, router)
-        self._runner: web.AppRunner | None = None
+        self._runner: web.ServerRunner | None = None
         self._site: web.TCPSite | None = None
+        self._routes: Routes[Route] = Routes()
+        self._prefix = "" if config.stage == "$default" else f"/{config.stage}"
+        self._default = self._missing = Route(self._cross_origin(self._miss, config.cors), config.cors)
+        self._has_cors = False
         self.url = ""
 
     async def start(self) -> None:
+        self._add_routes()
         host, port = self.config.host, self.config.port
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=_LAST_ANSWERS)
+        runner = web.ServerRunner(Server(self._dispatch, self.config), shutdown_timeout=_LAST_ANSWERS)
+        tls = self._tls()
         await runner.setup()
-        site = web.TCPSite(runner, host, port)
+        site = web.TCPSite(runner, host, port, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:
@@ -52,7 +56,8 @@ class HttpSource(Source[HttpConfig]):
             ) from None
         self._runner, self._site = runner, site
         address = runner.addresses[0]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
+        self.url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{address[1]}"
+        self.router.listens(self.url)
         if self.router.bindings and not is_loopback(host):
             routes = ", ".join(str(binding.trigger) for binding in self.router.bindings)
             self.router.log.warning("anyone who reaches %s can call %s", self.url, routes, extra={"action": "http.open"})
@@ -66,68 +71,126 @@ class HttpSource(Source[HttpConfig]):
             await self._runner.cleanup()
 
     def lines(self) -> list[str]:
-        return [f"http on {self.url}"]
+        return [f"http on {self.url}{self._prefix}"]
 
     async def send(self, request: str, body: str = "", *, header: list[str] = []) -> dict[str, Any]:  # noqa: B006 - read only
         """Make a request as a client does; each header is "Name: value"."""
         method, _, path = request.partition(" ")
         headers = dict(text.split(": ", 1) for text in header if ": " in text)
         url = self.url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what it listens on is no address to call
-        async with ClientSession() as client, client.request(method, url + path, data=body or None, headers=headers) as answer:
+        options: dict[str, Any] = {"data": body or None, "headers": headers, "ssl": False}  # whom its certificate names is no question here
+        async with ClientSession() as client, client.request(method, url + path, **options) as answer:
             return {"status": answer.status, "headers": dict(answer.headers), "body": await answer.text(errors="replace")}
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if self.config.cert is None or self.config.key is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        cert, key = self.router.base / self.config.cert, self.router.base / self.config.key
+        try:
+            context.load_cert_chain(cert, key)
+        except (OSError, ssl.SSLError) as error:
+            raise EventRouterError(
+                f"http: no TLS with {cert} and {key}: {error.strerror or error}; [http] cert and key name PEM files that belong together"
+            ) from None
+        return context
 
     # Routes
 
-    def _application(self) -> web.Application:
-        # aiohttp's own limit raises in `read`, where it can be answered.
-        application = web.Application(client_max_size=self.config.body_limit)
-        add = application.router.add_route
-        add("GET", "/healthz", self._healthz)
-        add("GET", "/readyz", self._readyz)
-        default: Handle = self._miss
-        routes = [(endpoint.method, endpoint.path, self._served(endpoint)) for endpoint in self.router.endpoints]
+    def _add_routes(self) -> None:
         for binding in self.router.bindings:
             trigger = binding.trigger
             assert isinstance(trigger, HttpTrigger)
             handle = self._journalled(binding) if trigger.mode == "event" else self._answered(binding)
+            cors = self.config.cors if trigger.cors is None else trigger.cors or None
+            route = Route(self._cross_origin(handle, cors), cors)
+            self._has_cors = self._has_cors or cors is not None
             if trigger.pattern:
-                routes.append((trigger.method, trigger.pattern, handle))
+                self._routes.add(trigger.method, self._prefix + trigger.pattern, route)
             else:
-                default = handle
-        for method, pattern, handle in sorted(routes, key=lambda route: _precedence(route[0], route[1])):
-            add("*" if method == "ANY" else method, pattern.replace("+}", ":.+}"), handle)
-        add("*", "/{tail:.*}", default)
-        return application
+                self._default = route
+        for endpoint in self.router.endpoints:
+            self._routes.add(endpoint.method, endpoint.path, Route(self._served(endpoint)))
+        for path, answer in (("/healthz", self._healthz), ("/readyz", self._readyz)):
+            self._routes.add("GET", path, Route(answer))
+            self._routes.add("HEAD", path, Route(answer))
+        self._has_cors = self._has_cors or self.config.cors is not None
 
-    async def _healthz(self, request: web.Request) -> web.Response:
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.rel_url.path_safe
+        route, captures = self._find(request.method, path)
+        if self._has_cors and request.method == "OPTIONS":
+            asked = request.headers.get("Access-Control-Request-Method")
+            origin = request.headers.get("Origin")
+            wanted = self._find(asked, path)[0].cors if asked and origin else None
+            if asked and origin and wanted is not None:
+                headers = request.headers.get("Access-Control-Request-Headers", "")
+                return web.Response(status=204, headers=wanted.preflight(origin, asked, headers))
+        try:
+            return await route.handle(request, captures)
+        except (TooLarge, TooSlow, Garbled) as error:
+            return self._unread(error)
+
+    def _find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        found = self._routes.find(method, path)
+        if found is not None:
+            return found
+        if self._prefix and path != self._prefix and not path.startswith(f"{self._prefix}/"):
+            return self._missing, NONE  # no business of this stage's
+        return self._default, NONE
+
+    def _cross_origin(self, handle: Handle, cors: Cors | None) -> Handle:
+        """Its answers with the headers of cors, whatever it says of that itself."""
+        if cors is None:
+            return handle
+
+        async def answer(request: web.BaseRequest, captures: Mapping[str, str]) -> web.StreamResponse:
+            more = request[MORE] = cors.answer(request.headers.get("Origin"))
+            try:
+                answer = await handle(request, captures)
+            except (TooLarge, TooSlow, Garbled) as error:
+                answer = self._unread(error)
+            if not answer.prepared:
+                for name in [name for name in answer.headers if name.lower().startswith("access-control-")]:
+                    del answer.headers[name]
+                answer.headers.update(more)
+            return answer
+
+        return answer
+
+    async def _healthz(self, request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
         return web.Response(text="ok")
 
-    async def _readyz(self, request: web.Request) -> web.Response:
+    async def _readyz(self, request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
         health = self.router.health()
-        return web.Response(body=msgspec.json.encode(health), content_type=_JSON, status=200 if health.ready else 503)
+        return web.Response(body=msgspec.json.encode(health), content_type=JSON, status=200 if health.ready else 503)
 
-    async def _miss(self, request: web.Request) -> web.Response:
-        allowed: set[str] = set()
-        for resource in list(request.app.router.resources())[:-1]:
-            allowed |= (await resource.resolve(request))[1]
+    async def _miss(self, request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
+        path = request.rel_url.path_safe
+        allowed = ", ".join(sorted(self._routes.methods(path)))
         if allowed:
-            return problem(405, f"{request.path} answers {', '.join(sorted(allowed))}", Allow=", ".join(sorted(allowed)))
-        return problem(404, f"no function answers {request.method} {request.path}")
+            return problem(405, f"{request.path} answers {allowed}", {"Allow": allowed})
+        return _unwanted(request)
+
+    def _unread(self, error: Exception) -> web.Response:
+        close = {"Connection": "close"}
+        if isinstance(error, TooLarge):
+            return problem(413, f"the body is larger than {self.config.body_limit} bytes", close)
+        if isinstance(error, TooSlow):
+            return problem(408, f"the body did not come within {self.config.read_timeout:g} s", close)
+        return problem(400, f"the body can't be read: {error}", close)
+
+    # Handlers of requests
 
     def _served(self, endpoint: Endpoint) -> Handle:
         """An endpoint of another source's."""
 
-        async def handle(request: web.Request) -> web.Response:
-            try:
-                body = await request.read()
-            except web.HTTPRequestEntityTooLarge:
-                return self._too_large()
+        async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
+            body = await read_body(request, self.config)
             url, headers = request.rel_url, tuple(request.headers.items())
-            asked = HttpRequest(
-                request.method, url.path, dict(request.match_info), url.raw_query_string, headers, body, request.remote or ""
-            )
+            asked = HttpRequest(request.method, url.path, captures, url.raw_query_string, headers, body, request.remote or "")
             try:
-                return _from_typed(await endpoint.answer(asked))
+                return from_typed(await endpoint.answer(asked))
             except Exception:
                 self.router.log.exception("%s %s failed", endpoint.method, endpoint.path, extra={"action": "http.endpoint"})
                 return problem(500, "the router could not answer")
@@ -135,49 +198,77 @@ class HttpSource(Source[HttpConfig]):
         return handle
 
     def _answered(self, binding: Binding) -> Handle:
-        run, clock, trigger = self.router.request, self.router.clock, binding.trigger
+        run = self.router.request
+        filtered = binding.function.where is not None
 
-        async def handle(request: web.Request) -> web.Response:
+        async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.StreamResponse:
+            event = self._event(request, await read_body(request, self.config))
+            if filtered and not self.router.wants(binding, event):
+                return _unwanted(request)
+            stream = Stream(request)
             try:
-                event = await _event(request, clock.time())
-                outcome = await run(binding, event, request.match_info if trigger.names else _NONE)
-            except web.HTTPRequestEntityTooLarge:
-                return self._too_large()
+                outcome = await run(binding, event, captures, stream)
             except Throttled as error:
-                return problem(429, str(error), **{"Retry-After": "1"})
+                return problem(429, str(error), {"Retry-After": "1"})
+            if stream.answer is not None and not isinstance(outcome, Succeeded):
+                return stream.cut()
             return self._answer(binding, outcome)
 
         return handle
 
     def _journalled(self, binding: Binding) -> Handle:
-        async def handle(request: web.Request) -> web.Response:
+        filtered = binding.function.where is not None
+
+        async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
+            event = self._event(request, await read_body(request, self.config))
+            if filtered and not self.router.wants(binding, event):
+                return _unwanted(request)
             try:
-                event = await _event(request, self.router.clock.time())
-                self.router.check(binding, event, request.match_info if binding.trigger.names else _NONE)
+                self.router.check(binding, event, captures)
                 await self.router.deliver_to(binding, event)
                 self.router.crash_point("ack.before")
-            except web.HTTPRequestEntityTooLarge:
-                return self._too_large()
             except InvalidPayload as error:
                 return problem(400, str(error))
             except JournalError:  # the reason is logged and in /readyz; it may name files
-                return problem(503, "the event could not be written; send it again", **{"Retry-After": "1"})
-            return web.Response(body=msgspec.json.encode({"id": event.id}), content_type=_JSON, status=202)
+                return problem(503, "the event could not be written; send it again", {"Retry-After": "1"})
+            return web.Response(body=msgspec.json.encode({"id": event.id}), content_type=JSON, status=202)
 
         return handle
 
-    # Answers
+    def _event(self, request: web.BaseRequest, data: bytes) -> Event:
+        url = request.rel_url
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        version = request.version
+        attributes: dict[str, Any] = {
+            "method": request.method,
+            "path": url.raw_path,
+            "query": url.raw_query_string,
+            "headers": headers,
+            "protocol": f"HTTP/{version.major}.{version.minor}",
+            "ip": request.remote or "",
+        }
+        if len(headers) < len(request.headers):  # some come more than once
+            several = {name: values for name in headers if len(values := request.headers.getall(name)) > 1}
+            headers.update((name, ("; " if name == "cookie" else ",").join(values)) for name, values in several.items())
+            attributes["repeated"] = several
+        subject = url.path_safe
+        if self._prefix:
+            attributes["stage"] = self.config.stage
+            subject = subject.removeprefix(self._prefix) or "/"
+        if self.config.stage_variables:
+            attributes["stage_variables"] = self.config.stage_variables
+        content_type = headers.get("content-type", "application/octet-stream")
+        return Event("http", "http.request", subject, data, content_type, time=self.router.clock.time(), attributes=attributes)
 
-    def _too_large(self) -> web.Response:
-        # The rest of the body is not read, so the connection can't be used again.
-        return problem(413, f"the body is larger than {self.config.body_limit} bytes", Connection="close")
-
-    def _answer(self, binding: Binding, outcome: Outcome) -> web.Response:
-        function = binding.function
+    def _answer(self, binding: Binding, outcome: Outcome) -> web.StreamResponse:
+        function, trigger = binding.function, binding.trigger
         if isinstance(outcome, Succeeded):
+            if isinstance(outcome.result, web.StreamResponse):  # it was streamed
+                return outcome.result
             try:
-                return _from_lambda(outcome.result) if function.is_lambda else _from_typed(outcome.result)
-            except (TypeError, ValueError) as error:
+                assert isinstance(trigger, HttpTrigger)
+                return from_lambda(outcome.result, trigger.payload == "2.0") if function.is_lambda else from_typed(outcome.result)
+            except (TypeError, ValueError, OverflowError) as error:
                 self.router.log.error(
                     "%s: its answer can't be sent: %s", function.name, error, extra={"action": "http.answer", "function": function.name}
                 )
@@ -188,94 +279,8 @@ class HttpSource(Source[HttpConfig]):
             return problem(500, "the function failed")
         if isinstance(outcome, TimedOut):
             return problem(504, f"the function did not answer within {outcome.seconds:g} s")
-        return problem(503, "the router is shutting down", **{"Retry-After": "1"})
+        return problem(503, "the router is shutting down", {"Retry-After": "1"})
 
 
-_NONE: Mapping[str, str] = {}
-
-
-async def _event(request: web.Request, now: float) -> Event:
-    url = request.rel_url
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    if len(headers) < len(request.headers):  # some come more than once
-        headers = {name: ",".join(request.headers.getall(name)) for name in headers}
-    data = await request.read() if request.body_exists else b""
-    version = request.version
-    attributes = {
-        "method": request.method,
-        "path": url.raw_path,
-        "query": url.raw_query_string,
-        "headers": headers,
-        "protocol": f"HTTP/{version.major}.{version.minor}",
-        "ip": request.remote or "",
-    }
-    content_type = headers.get("content-type", "application/octet-stream")
-    return Event("http", "http.request", url.path_safe, data, content_type, time=now, attributes=attributes)
-
-
-# A segment with a wildcard and something besides.
-_PARTLY = re.compile(r"[^{]\{|\}[^}]")
-
-
-def _precedence(method: str, pattern: str) -> tuple[list[tuple[int, str]], bool]:
-    """aiohttp tries literal paths first, then wildcards in the order they were added."""
-    ranks = [
-        (0, segment) if "{" not in segment else (3 if "+}" in segment else 1 if _PARTLY.search(segment) else 2, "")
-        for segment in pattern.split("/")
-    ]
-    return ranks, method == "ANY"
-
-
-def problem(status: int, detail: str, **headers: str) -> web.Response:
-    """An RFC 9457 problem."""
-    body = msgspec.json.encode({"type": "about:blank", "title": _FAULTS[status], "status": status, "detail": detail})
-    return web.Response(body=body, status=status, content_type="application/problem+json", headers=headers)
-
-
-def _from_typed(result: Any) -> web.Response:
-    if type(result) is dict:  # the usual case
-        return web.Response(body=msgspec.json.encode(result), content_type=_JSON)
-    if isinstance(result, Response):
-        answer = _body(result.body, result.headers)
-        answer.set_status(result.status)
-        return answer
-    if result is None:
-        return web.Response(status=204)
-    return _body(result, _NONE)
-
-
-def _body(body: Any, headers: Mapping[str, str]) -> web.Response:
-    if body is None:
-        kind, data = None, b""
-    elif isinstance(body, str):
-        kind, data = "text/plain; charset=utf-8", body.encode()
-    elif isinstance(body, bytes | bytearray | memoryview):
-        kind, data = "application/octet-stream", bytes(body)
-    else:
-        kind, data = _JSON, msgspec.json.encode(body)
-    if kind is not None and not any(name.lower() == "content-type" for name in headers):
-        headers = {**headers, "Content-Type": kind}
-    return web.Response(body=data, headers=headers)
-
-
-def _from_lambda(result: Any) -> web.Response:
-    """Payload 2.0's mapping. Raises ValueError for what API Gateway answers with 500 as well."""
-    if not isinstance(result, dict) or "statusCode" not in result:
-        data = result.encode() if isinstance(result, str) else msgspec.json.encode(result)
-        return web.Response(body=data, content_type=_JSON)
-    body = result.get("body")
-    if body is not None and not isinstance(body, str):
-        raise ValueError(f"body is {type(body).__name__}, in an answer with statusCode it is text; json.dumps it")
-    data = base64.b64decode(body or "", validate=True) if result.get("isBase64Encoded") else (body or "").encode()
-    answer = web.Response(body=data, status=int(result["statusCode"]))
-    for name, value in (result.get("headers") or {}).items():
-        answer.headers[name] = _header(value)
-    for cookie in result.get("cookies") or ():
-        answer.headers.add("Set-Cookie", cookie)
-    if data and not any(name.lower() == "content-type" for name in result.get("headers") or ()):
-        answer.headers["Content-Type"] = "text/plain; charset=utf-8"
-    return answer
-
-
-def _header(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _unwanted(request: web.BaseRequest) -> web.Response:
+    return problem(404, f"no function answers {request.method} {request.path}")

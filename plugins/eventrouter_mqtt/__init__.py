@@ -189,6 +189,17 @@ def doctor(config: MqttConfig) -> list[Finding]:
     return [Finding("ok", f"mqtt: the embedded broker is mosquitto ({found.path})")]
 
 
+def sample(topic: str = "sensors/kitchen/temperature", payload: str = '{"celsius": 21.5}') -> Any:
+    """A message's payload, as an IoT rule hands it over."""
+    try:
+        topics.check_topic(topic)
+        return MqttTrigger("#", 1, "").aws_event([Event("mqtt", "mqtt.message", topic, payload.encode())])
+    except msgspec.DecodeError:
+        raise ConfigError(f"sample mqtt: a Lambda function gets JSON alone, and {payload!r} is none") from None
+    except ValueError as error:
+        raise ConfigError(f"sample mqtt: {error}") from None
+
+
 @hookimpl
 def eventrouter_plugin() -> Plugin:
     # Always there: handlers started by any source publish.
@@ -200,4 +211,5 @@ def eventrouter_plugin() -> Plugin:
         triggers={"mqtt": mqtt},
         check=check,
         doctor=doctor,
+        sample=sample,
     )

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import source_contract
 from eventrouter import App, Event, on
-from eventrouter.clock import ManualClock
+from eventrouter.clock import ManualClock, SystemClock
 from eventrouter.errors import ConfigError
 from eventrouter.plugins import Plugins
-from eventrouter_cron import at, cron, eventrouter_plugin, rate
+from eventrouter_cron import CronTrigger, at, cron, eventrouter_plugin, rate, sample
 from eventrouter_cron.schedule import parse
+from source_contract import Outside, SourceContract
 from support import make_app, until
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
@@ -152,6 +157,57 @@ def test_what_list_shows() -> None:
         rate("5 minutes", catch_up="some")  # type: ignore[arg-type]
 
 
+class RealClock(SystemClock):
+    """Runs as the machine's does, from a time of its own, and can be moved forward besides."""
+
+    def __init__(self) -> None:
+        self._ahead = NEW_YEAR.timestamp() - self.monotonic()
+
+    def time(self) -> float:  # type: ignore[override]
+        return self.monotonic() + self._ahead
+
+    def reach(self, moment: float) -> None:
+        self._ahead += max(0.0, moment - self.time())
+
+    async def sleep(self, delay: float) -> None:
+        end = self.time() + delay
+        while self.time() < end:
+            await asyncio.sleep(0.005)
+
+
+class Minutes(Outside):
+    """Event number n is the tick of minute n, put by letting that minute come."""
+
+    source = "cron"
+    keeps = True
+    rejects = False
+    payload = dict
+
+    def __init__(self) -> None:
+        self.clock = RealClock()
+
+    def plugins(self) -> Plugins:
+        return Plugins([eventrouter_plugin()])
+
+    def trigger(self) -> CronTrigger:
+        return rate("1 minute", catch_up="all")
+
+    def number(self, payload: Any) -> int:
+        return (datetime.fromisoformat(payload["time"]) - NEW_YEAR) // timedelta(minutes=1)
+
+    async def put(self, app: App, n: int, body: bytes | None = None) -> bool:
+        self.clock.reach(NEW_YEAR.timestamp() + n * 60)
+        return True
+
+
+class TestTheClockIsASource(SourceContract):
+    @pytest.fixture
+    def outside(self, monkeypatch: pytest.MonkeyPatch) -> Minutes:
+        made = Minutes()
+        monkeypatch.setattr(source_contract, "make_app", partial(make_app, clock=made.clock))
+        return made
+
+
 class Ticks:
     """A handler that notes down the times of its ticks."""
 
@@ -212,7 +268,7 @@ async def test_the_event(tmp_path: Path) -> None:
         clock.advance(10)
         await until(lambda: len(got) == 2)
     (event,) = (it for it in got if it != "bare")
-    assert event.pop("id")
+    assert str(UUID(event.pop("id"))) == sample("0 * * * *", function="handler", after="2025-12-31T23:59:55")["id"]
     assert event == {
         "version": "0", "detail-type": "Scheduled Event", "source": "aws.events", "account": "000000000000", "region": "local",
         "time": "2026-01-01T00:00:00Z", "resources": ["arn:aws:events:local:000000000000:rule/handler"], "detail": {},
@@ -284,3 +340,62 @@ async def test_years_that_are_past(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="will never fire again: all its years are past"):
         async with running(tmp_path, ManualClock(NEW_YEAR.timestamp()), Ticks(cron("0 0 1 1 ? 2020")).handler):
             pass
+
+
+AMAZONS = """
+import json
+
+
+def handler(event, context):
+    assert event["detail-type"] == "Scheduled Event" and event["source"] == "aws.events"
+    rule = event["resources"][0].split("/")[-1]
+    left = context.get_remaining_time_in_millis()
+    with open("fired.json", "w") as out:
+        json.dump({"rule": rule, "time": event["time"], "function": context.function_name, "left": left}, out)
+    return {"ok": True}
+"""
+
+
+async def test_a_function_written_for_lambda_runs_unmodified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code: dict[str, Any] = {"__name__": "lambda_function"}
+    exec(compile(AMAZONS, "lambda_function.py", "exec"), code)
+    clock = ManualClock(NEW_YEAR.timestamp() - 5)
+    async with running(tmp_path, clock, on(rate("1 hour"), name="hourly")(code["handler"])) as app:
+        clock.advance(10)
+        await until(lambda: app.engine.lanes["hourly"].succeeded == 1)
+    fired = json.loads((tmp_path / "fired.json").read_text())
+    assert fired.pop("left") > 0
+    assert fired == {"rule": "hourly", "time": "2026-01-01T00:00:00Z", "function": "hourly"}
+
+
+def test_the_sample() -> None:
+    event = sample("30 2 * * ? *", timezone="Europe/Berlin", function="nightly", after="2026-03-28T12:00:00")
+    assert UUID(event.pop("id")).version == 5
+    assert event == {
+        "version": "0", "detail-type": "Scheduled Event", "source": "aws.events", "account": "000000000000", "region": "local",
+        "time": "2026-03-30T00:30:00Z", "resources": ["arn:aws:events:local:000000000000:rule/nightly"], "detail": {},
+    }  # fmt: skip
+    assert sample()["time"] == "2026-01-01T00:05:00Z"
+    for after, fault in (("2026-01-02T00:00:00", "has no tick after"), ("soon", "write a time in UTC")):
+        with pytest.raises(ConfigError, match=fault):
+            sample("at(2026-01-01T00:00:00)", after=after)
+
+
+def test_a_table_of_the_config_makes_the_same_triggers(tmp_path: Path) -> None:
+    @on()
+    async def handler() -> None: ...
+
+    toml = """[functions.handler]
+on = [
+    { cron = "0 7 * * MON-FRI", timezone = "Europe/Berlin" },
+    { rate = "5 minutes", catch_up = "none" },
+    { at = "2026-12-01T08:00:00", timezone = "Asia/Tokyo" },
+]"""
+    app = make_app(tmp_path, handler, toml=toml, plugins=Plugins([eventrouter_plugin()]))
+    made = [trigger for trigger in app.functions["handler"].triggers if isinstance(trigger, CronTrigger)]
+    assert [(str(trigger), trigger.catch_up) for trigger in made] == [
+        ("cron 0 7 * * MON-FRI Europe/Berlin", "last"),
+        ("rate(5 minutes)", "none"),
+        ("at(2026-12-01T08:00:00) Asia/Tokyo", "last"),
+    ]

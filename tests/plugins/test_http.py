@@ -6,8 +6,7 @@ import asyncio
 import base64
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError
 from eventrouter.plugins import Plugins
 from eventrouter_http import HttpTrigger, eventrouter_plugin, http
-from eventrouter_http.source import HttpSource
+from http_support import Client, app_of, serving, url_of
 from source_contract import Outside, SourceContract
 from support import LOCAL, LocalSource, local, make_app, put, until
 
@@ -28,44 +27,6 @@ from support import LOCAL, LocalSource, local, make_app, put, until
 class Order(msgspec.Struct):
     item: str
     count: int = 1
-
-
-def app_of(folder: Path, *handlers: Callable[..., Any], toml: str = "") -> App:
-    toml = toml if "port" in toml else f"[http]\nport = 0\n{toml}"
-    return make_app(folder, *handlers, toml=toml, plugins=Plugins([LOCAL, eventrouter_plugin()]))
-
-
-def url_of(app: App) -> str:
-    source = app.sources["http"]
-    assert isinstance(source, HttpSource)
-    return source.url
-
-
-class Answer(msgspec.Struct):
-    status: int
-    headers: Any
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-class Client:
-    def __init__(self, session: ClientSession, app: App) -> None:
-        self.session, self.app = session, app
-
-    async def __call__(self, request: str, body: Any = None, headers: Any = None) -> Answer:
-        method, _, path = request.partition(" ")
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.session.request(method, url_of(self.app) + path, data=data, headers=headers) as answer:
-            return Answer(answer.status, answer.headers, await answer.read())
-
-
-@asynccontextmanager
-async def serving(folder: Path, *handlers: Callable[..., Any], toml: str = "") -> AsyncIterator[Client]:
-    async with app_of(folder, *handlers, toml=toml) as app, ClientSession() as session:
-        yield Client(session, app)
 
 
 class Caller(Outside):
@@ -489,7 +450,7 @@ def test_two_functions_on_one_route(tmp_path: Path, routes: tuple[str, str]) -> 
         ("get /orders", 'write "METHOD /path"'),
         ("GET orders", "must start with '/'"),
         ("GET /a b", "no space"),
-        ("GET /a?b=1", "no space, '?' or '#'"),
+        ("GET /a?b=1", "no space, '?', '#' or '%'"),
         ("GET /{a+}/b", "nothing can follow it"),
         ("GET /healthz", "answered by the router itself"),
     ],

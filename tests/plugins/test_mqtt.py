@@ -21,8 +21,9 @@ from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError, JournalError, NotRunning
 from eventrouter.journal.protocol import LetterQuery
 from eventrouter.plugins import Plugins
-from eventrouter_mqtt import Broker, MqttConfig, broker, doctor, eventrouter_plugin, mqtt, topics
+from eventrouter_mqtt import Broker, MqttConfig, MqttTrigger, broker, doctor, eventrouter_plugin, mqtt, sample, topics
 from servers import Mosquitto
+from source_contract import Outside, SourceContract
 from support import LOCAL, local, make_app, put, until
 
 
@@ -38,6 +39,36 @@ async def mosquitto(tmp_path: Path) -> AsyncIterator[Mosquitto]:
     await server.start()
     yield server
     await server.stop()
+
+
+class Device(Outside):
+    """A device and a broker between: what it sends while the router is away, or takes nothing, the broker keeps."""
+
+    source = "mqtt"
+    keeps = True
+
+    def __init__(self, server: Mosquitto) -> None:
+        self.server = server
+
+    @property
+    def toml(self) -> str:
+        return f"[mqtt]\n{at(self.server)}\n"
+
+    def plugins(self) -> Plugins:
+        return Plugins([eventrouter_plugin()])
+
+    def trigger(self) -> MqttTrigger:
+        return mqtt("items/{shelf}")
+
+    async def put(self, app: App, n: int, body: bytes | None = None) -> bool:
+        await self.server.publish("items/1", json.dumps({"n": n}) if body is None else body.decode())
+        return True
+
+
+class TestMqttIsASource(SourceContract):
+    @pytest.fixture
+    def outside(self, mosquitto: Mosquitto) -> Device:
+        return Device(mosquitto)
 
 
 @asynccontextmanager
@@ -542,3 +573,36 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor(MqttConfig(broker="embedded"))[0].level == "problem"
     monkeypatch.setattr(broker, "find", lambda: broker.Found("nats-server", "/x"))
     assert "MQTT 3.1.1 only" in doctor(MqttConfig(broker="embedded"))[0].text
+
+
+AMAZONS = """
+import json
+
+
+def lambda_handler(event, context):
+    celsius = float(event["reading"]["celsius"])
+    with open("hot.json", "w") as out:
+        json.dump({"hot": celsius > 90, "request": len(context.aws_request_id), "arn": context.invoked_function_arn}, out)
+    return json.dumps(event)
+"""
+
+
+async def test_a_function_written_for_an_iot_rule_runs_unmodified(tmp_path: Path, mosquitto: Mosquitto, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    code: dict[str, Any] = {"__name__": "lambda_function"}
+    exec(compile(AMAZONS, "lambda_function.py", "exec"), code)
+    handler = on(mqtt("plant/+/reading"), where={"reading": {"celsius": [{"numeric": [">", 90]}]}})(code["lambda_handler"])
+    async with serving(tmp_path, handler, toml=at(mosquitto)) as app:
+        await mosquitto.publish("plant/oven/reading", "no JSON", '{"reading": {"celsius": 20}}', '{"reading": {"celsius": 91}}')
+        await until(lambda: app.engine.lanes["lambda_handler"].succeeded == 1)
+        assert app.engine.lanes["lambda_handler"].filtered == 2
+    written = json.loads((tmp_path / "hot.json").read_text())
+    assert written == {"hot": True, "request": 36, "arn": "arn:aws:lambda:local:000000000000:function:lambda_handler"}
+
+
+def test_the_sample() -> None:
+    assert sample() == {"celsius": 21.5}
+    assert sample("a/b", "[1]") == [1]
+    for topic, payload, fault in (("a/+", "1", "'\\+' is for filters only"), ("a", "hot", "gets JSON alone, and 'hot' is none")):
+        with pytest.raises(ConfigError, match=f"sample mqtt: .*{fault}"):
+            sample(topic, payload)

@@ -1,0 +1,123 @@
+"""From what a handler returned, or why it did not, to an HTTP answer."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from multidict import CIMultiDict
+
+from eventrouter import Response
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+BINARY = "application/octet-stream"
+NONE: Mapping[str, str] = {}
+# What the connection itself says; a handler's idea of it would break the answer.
+_OURS = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding", "upgrade"))
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_UNFIT = re.compile(r"[\r\n\0]")
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] = NONE) -> web.Response:
+    """An RFC 9457 problem."""
+    body = msgspec.json.encode({"type": "about:blank", "title": _title(status), "status": status, "detail": detail})
+    return web.Response(body=body, status=status, content_type="application/problem+json", headers=headers)
+
+
+def _title(status: int) -> str:
+    return "Content Too Large" if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else HTTPStatus(status).phrase
+
+
+def from_typed(result: Any) -> web.Response:
+    """Raises TypeError, ValueError for what HTTP or JSON can't say."""
+    if type(result) is dict:  # the usual case
+        return web.Response(body=msgspec.json.encode(result), content_type=JSON)
+    if isinstance(result, Response):
+        answer = _body(result.body, headers(result.headers))
+        answer.set_status(status_of(result.status))
+        return answer
+    if result is None:
+        return web.Response(status=204)
+    return _body(result, CIMultiDict())
+
+
+def from_lambda(result: Any, infer: bool) -> web.Response:
+    """A Lambda function's answer. infer: what has no `statusCode` is the body of a 200, as in payload 2.0.
+
+    Raises TypeError, ValueError for what API Gateway answers with 500 as well.
+    """
+    if not isinstance(result, dict) or "statusCode" not in result:
+        if not infer:
+            raise ValueError('it has no statusCode; payload 1.0 wants {"statusCode": ..., "headers": ..., "body": ...}')
+        data = result.encode() if isinstance(result, str) else msgspec.json.encode(result)
+        return web.Response(body=data, content_type=JSON)
+    body = result.get("body")
+    if body is not None and not isinstance(body, str):
+        raise ValueError(f"body is {type(body).__name__}, in an answer with statusCode it is text; json.dumps it")
+    data = base64.b64decode(body or "", validate=True) if result.get("isBase64Encoded") else (body or "").encode()
+    said = headers(_table(result, "headers"))
+    for name, values in _table(result, "multiValueHeaders").items():
+        if not isinstance(values, list):
+            raise ValueError(f"multiValueHeaders: {name}: {values!r} is no list")
+        said.popall(name, None)
+        for value in values:
+            said.extend(headers({name: value}))
+    for cookie in result.get("cookies") or ():
+        said.extend(headers({"Set-Cookie": cookie}))
+    if data:
+        said.setdefault("Content-Type", TEXT)
+    return web.Response(body=data, status=status_of(result["statusCode"]), headers=said)
+
+
+def headers(given: Mapping[str, Any]) -> CIMultiDict[str]:
+    """Headers that can be sent. Raises ValueError for names and values that can't."""
+    said: CIMultiDict[str] = CIMultiDict()
+    for name, value in given.items():
+        if value is None or name.lower() in _OURS:
+            continue
+        if isinstance(value, dict | list):
+            raise ValueError(f"header {name}: {value!r} is no text")
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        if not _NAME.fullmatch(name) or _UNFIT.search(text):
+            raise ValueError(f"header {name!r}: {text!r} can't be sent: no line breaks, and names are letters, digits and dashes")
+        said.add(name, text)
+    return said
+
+
+def _table(result: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    found = result.get(field) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{field} is {type(found).__name__}, not an object")
+    return found
+
+
+def status_of(given: Any) -> int:
+    """Raises ValueError for what is no status of an answer."""
+    status = int(given)
+    if isinstance(given, bool) or not 200 <= status <= 599:
+        raise ValueError(f"its status {given!r} is none between 200 and 599")
+    return status
+
+
+def _body(body: Any, said: CIMultiDict[str]) -> web.Response:
+    kind, data = encoded(body)
+    if kind is not None:
+        said.setdefault("Content-Type", kind)
+    return web.Response(body=data, headers=said)
+
+
+def encoded(body: Any) -> tuple[str | None, bytes]:
+    """A body as bytes, and what they are."""
+    if body is None:
+        return None, b""
+    if isinstance(body, str):
+        return TEXT, body.encode()
+    if isinstance(body, bytes | bytearray | memoryview):
+        return BINARY, bytes(body)
+    return JSON, msgspec.json.encode(body)
