@@ -192,6 +192,10 @@ def check(config: TablesConfig, pairs: Sequence[tuple[str, Trigger]]) -> None:
 
 
 def doctor(config: TablesConfig) -> list[Finding]:
+    from eventrouter_tables.sqlite import too_old  # noqa: PLC0415 - sources load when they are needed
+
+    if fault := too_old():
+        return [Finding("problem", f"tables: {fault}")]
     if importlib.util.find_spec("psycopg") is None:
         missing = 'tables: psycopg is not installed; pip install "eventrouter[postgres]" has functions follow tables in PostgreSQL'
         return [Finding("problem" if config.database.startswith("postgres") else "note", missing)]

@@ -83,8 +83,9 @@ class SqliteFeed:
 
     async def _drain(self, log: Log) -> None:
         delivery = self._delivery
-        wanted = {name: [feed for feed in delivery.feeds if feed.table.lower() == name.lower()] for name in await self._call(log.tables)}
         while rows := await self._call(log.read, delivery.progress.position, _AT_ONCE):
+            named = {row.table for row in rows}  # also of tables that have been dropped meanwhile
+            wanted = {name: [feed for feed in delivery.feeds if feed.table.lower() == name.lower()] for name in named}
             await delivery.deliver(rows, wanted, delivery.progress.apart(log.stream))
             delivery.progress.position = rows[-1].position
             delivery.router.crash_point("ack.before")

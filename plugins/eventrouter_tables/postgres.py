@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -24,7 +24,7 @@ from eventrouter_tables.records import Feed, Row, Stream
 
 _AT_ONCE = 500  # changes
 _STATUS_EVERY = 10.0  # seconds; the server ends a connection that is silent for wal_sender_timeout, 60 s
-_LOOK = 5.0  # seconds of silence; then the tables are looked at: one that is dropped and made again is another
+_LOOK = 5.0  # seconds between looks at the tables: one that is dropped and made again is another
 _CONNECT = 10  # seconds
 # How values are written must not depend on the role's settings. Several hosts, sslmode and the rest stand in the URL.
 _OPTIONS = "-c datestyle=ISO -c intervalstyle=iso_8601 -c timezone=UTC -c bytea_output=hex -c extra_float_digits=3"
@@ -169,6 +169,7 @@ class PostgresFeed:
         self._confirmed = 0
         tables = dict(self._wanted)
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        look = loop.time() + _LOOK
         loop.add_reader(pg.socket, readable.set)
         beat = asyncio.create_task(self._beat(pg))
         tell("")
@@ -187,12 +188,13 @@ class PostgresFeed:
                     raise EventRouterError("the server has ended the stream")
                 await self._hand_over(pg, reader, stream)
                 readable.clear()
-                try:
+                if loop.time() > look:
+                    if (there := await self._find_tables(sql)).keys() != tables.keys():
+                        raise EventRouterError(f"{', '.join(there.values())}: made anew; starting again with what it is now")
+                    look = loop.time() + _LOOK
+                with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK):
                         await readable.wait()
-                except TimeoutError:
-                    if (there := await self._find_tables(sql)).keys() != tables.keys():
-                        raise EventRouterError(f"{', '.join(there.values())}: made anew; starting again with what it is now") from None
                 pg.consume_input()
         finally:
             beat.cancel()

@@ -20,8 +20,15 @@ _BUSY = 5.0  # seconds to wait for other writers
 _OWN = ("eventrouter_", "sqlite_")
 
 
+def too_old() -> str:
+    """Whether this Python's SQLite lacks what is needed here (pragma_table_list); empty when not."""
+    return "" if sqlite3.sqlite_version_info >= (3, 37) else f"this Python has SQLite {sqlite3.sqlite_version}; tables need 3.37 or newer"
+
+
 def connect(path: str) -> sqlite3.Connection:
     """Raises EventRouterError when there is no such database: none is made of a name that is misspelt."""
+    if fault := too_old():
+        raise EventRouterError(fault)
     if not Path(path).is_file():
         raise EventRouterError(f"{path}: no such file; make the database first, or correct the path")
     # Handlers open the database with this library, too. A second copy of SQLite in one process, apsw's say, would undo their locks.
@@ -46,15 +53,12 @@ class Log:
     def __init__(self, path: str) -> None:
         self._path = Path(path)
         self._db = connect(path)
-        self._inode = self._path.stat().st_ino
+        self._inode: int | None = None
         self._seen: int | None = None
         self._schema: int | None = None
         self._faults: dict[str, str] = {}
         self._shapes: dict[int, _Shape] = {}
-        # Python's name of the database's encoding is SQLite's without the dashes.
-        self._encoding = (
-            str(value(self._db, "PRAGMA encoding")).replace("-", "").lower().replace("utf16", "utf-16-").replace("utf8", "utf-8")
-        )
+        self._encoding = "utf-8"
         self.stream = Stream(0, 0)
 
     def close(self) -> None:
@@ -66,6 +70,8 @@ class Log:
             inode = self._path.stat().st_ino
         except FileNotFoundError:
             inode = 0
+        if self._inode is None:
+            self._inode = inode
         if inode != self._inode:
             raise EventRouterError(f"{self._path}: the file was {'replaced' if inode else 'removed'}")
         seen = value(self._db, "PRAGMA data_version")
@@ -77,6 +83,8 @@ class Log:
         if self._schema == value(self._db, "PRAGMA schema_version"):
             return self._faults
         self._faults = {}
+        # "UTF-16le" to Python's "utf-16-le"
+        self._encoding = str(value(self._db, "PRAGMA encoding")).lower().replace("utf-16", "utf-16-")
         with Immediate(self._db):
             for statement in SCHEMA.split(";\n"):
                 self._db.execute(statement)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -24,6 +27,7 @@ from eventrouter_tables import Change, Table, changelog, eventrouter_plugin, sam
 from eventrouter_tables.changelog import read
 from eventrouter_tables.databases import check, resolve, shown
 from eventrouter_tables.records import Feed, Row, Stream, events
+from served import Place
 from source_contract import Item, Outside, SourceContract
 from support import LOCAL, local, make_app, put, until
 
@@ -263,6 +267,33 @@ async def test_what_was_delivered_but_not_noted_down_runs_once(tmp_path: Path, s
     assert seen.short == [("INSERT", 1), ("INSERT", 2)]
 
 
+@pytest.mark.parametrize("point", ["ack.before", "ack.after"])
+def test_killed_between_the_journal_and_the_note(tmp_path: Path, shop: Shop, point: str) -> None:
+    (tmp_path / "app.py").write_text(
+        "from eventrouter import on\nfrom eventrouter_tables import Change, table\n\n"
+        '@on(table("orders"))\nasync def note(change: Change) -> None:\n    print("got", change.key["id"], flush=True)\n'
+    )
+    (tmp_path / "eventrouter.toml").write_text(TOML + "[http]\nport = 0\n")
+    with Place(tmp_path) as place:
+        place.serve()
+        place.stop()
+        with (tmp_path / "out.txt").open("w") as out:
+            place.router = subprocess.Popen(
+                [sys.executable, "-m", "eventrouter", "serve"], cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT, text=True,
+                env={**os.environ, "EVENTROUTER_CRASH_AT": point},
+            )  # fmt: skip
+        shop("INSERT INTO orders VALUES (1, 'new', 1), (2, 'new', 1)")
+        assert place.router.wait(30) == 86
+        before = place.output
+        place.serve()
+        shop("INSERT INTO orders VALUES (3, 'new', 1)")
+        place.says("got 3")
+        place.stop()
+        got = [line for line in place.output.splitlines() if line.startswith("got")]
+        assert len(set(got)) == len(got)  # what ran when it died may run again, but once
+        assert {"got 1", "got 2", "got 3"} <= {*got, *before.splitlines()}
+
+
 async def test_where_a_function_starts(tmp_path: Path, shop: Shop) -> None:
     """LATEST and TRIM_HORIZON are for functions that are new; the log is there since the first of them."""
     first = Seen(name="first")
@@ -296,6 +327,24 @@ async def test_a_new_column_a_dropped_table_and_one_that_comes_back(tmp_path: Pa
         shop("INSERT INTO orders VALUES ('x')")
         await until(lambda: len(seen.changes) == 3)
     assert seen.changes[2].key == {"code": "x"}
+
+
+async def test_what_was_written_down_survives_its_table(tmp_path: Path, shop: Shop) -> None:
+    seen = Seen()
+    async with following(tmp_path, seen.handler):
+        pass
+    shop("INSERT INTO orders VALUES (1, 'new', 0)", "DROP TABLE orders")
+    async with app_of(tmp_path, seen.handler):
+        await until(lambda: seen.short == [("INSERT", 1)])
+
+
+async def test_a_wide_table(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, f"CREATE TABLE orders ({', '.join(f'c{n}' for n in range(1500))}, PRIMARY KEY (c0, c1))")
+    seen = Seen()
+    async with following(tmp_path, seen.handler):
+        shop(f"INSERT INTO orders VALUES ({', '.join(map(str, range(1500)))})", "REPLACE INTO orders (c0, c1) VALUES (0, 1)")
+        await until(lambda: len(seen.changes) == 2)
+    assert (seen.changes[1].old or {})["c1499"] == 1499
 
 
 async def test_a_database_that_is_replaced(tmp_path: Path, shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
