@@ -10,7 +10,7 @@ from eventrouter.errors import EventRouterError, Reject, Retry
 from eventrouter.functions import Idempotent, on, on_start, on_stop
 from eventrouter.hookspecs import Finding, Plugin, hookimpl
 from eventrouter.invoking import call_from_thread, invoke
-from eventrouter.journal.protocol import Received
+from eventrouter.journal.protocol import QueueDepth, Received
 from eventrouter.model import (
     Context,
     Event,
@@ -27,7 +27,7 @@ from eventrouter.model import (
 )
 from eventrouter.paths import json_path
 from eventrouter.retry import delays, exponential, fixed, lambda_
-from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source
+from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Terms
 from eventrouter.wildcards import Wildcards
 
 __version__ = "0.1.0"
@@ -54,6 +54,7 @@ __all__ = [
     "PartialFailure",
     "Plugin",
     "Queue",
+    "QueueDepth",
     "Received",
     "Reject",
     "Response",
@@ -61,6 +62,7 @@ __all__ = [
     "Router",
     "Source",
     "Succeeded",
+    "Terms",
     "TimedOut",
     "Trigger",
     "Wild",

@@ -25,7 +25,7 @@ from eventrouter.invoking import Here, make_here
 from eventrouter.journal.protocol import Journal
 from eventrouter.model import Event, Notice, Outcome, Trigger
 from eventrouter.plugins import Plugins, load_plugins
-from eventrouter.sources import Binding, Router, Source, Supervisor, make_current
+from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
 log = logging.getLogger("eventrouter")
 
@@ -230,6 +230,7 @@ class App:
             source = found[name] = getattr(importlib.import_module(module), cls)(self.config.plugins.get(name), router)
             if hasattr(source, "queue"):
                 self.engine.intake.queueing[name] = source.queue
+                self.engine.intake.terms[name] = getattr(source, "terms", _as_it_comes)
             if hasattr(source, "heard"):
                 self.engine.notices.listeners.append(source.heard)
             if plugin.destination:
@@ -254,6 +255,10 @@ async def _call(function: Callable[[], Any]) -> None:
     result = function()
     if isinstance(result, Awaitable):
         await result
+
+
+def _as_it_comes(event: Event) -> Terms:
+    return Terms()
 
 
 def _list(value: Any) -> list[Any]:

@@ -49,6 +49,7 @@ _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
+_PAGE = 256  # messages of a queue that are ended or moved at a time
 _TELL_EVERY = 60.0  # seconds between notices that a function is throttled
 _DONE = Done()
 _RELEASE = Release()
@@ -522,14 +523,48 @@ class Engine:
             total += await each(ids[start : start + 1000])
         return total
 
-    async def receive(self, source: str, subject: str, count: int, hide: float) -> list[Received]:
+    async def receive(self, source: str, subject: str, count: int, hide: float, wait: float = 0) -> list[Received]:
         """Take messages of a queue; what was taken too often is a dead letter now. See `Router.receive`."""
-        queue = self.intake.queueing[source](subject)
+        queue, lane, name = self.intake.queueing[source](subject), self.intake.queue(source, subject), f"{source}:{subject}"
         received: list[Received] = []
+        end = self._clock.monotonic() + wait
         while True:
-            some, spent = await self.journal.receive(f"{source}:{subject}", count - len(received), hide, queue.receives, queue.keep)
+            rest = 0 if received else max(0, end - self._clock.monotonic())
+            some, spent = await self.journal.receive(name, count - len(received), hide, queue.receives, queue.keep, rest)
             received += some
             for claim in spent:
-                self._settlement.bury_unread(claim, queue)
+                self._settlement.bury_unread(claim, queue, lane)
             if not spent or len(received) == count:  # else there may be some behind those that are dead
                 return received
+
+    async def move(self, source: str, subject: str, count: int, becomes: Callable[[Event], Event | None]) -> int:
+        """See `Router.move`."""
+        moved, left = 0, dict[str, Claim]()
+        try:
+            while moved < count and len(left) < _WINDOW:  # what stays is in memory until the end
+                _, claims = await self.journal.receive(f"{source}:{subject}", min(count - moved, _PAGE), 0, 0)
+                if not claims:
+                    break
+                left |= {claim.id: claim for claim in claims}
+                for claim in claims:
+                    event = becomes(claim.event)
+                    if event is None:
+                        continue
+                    event.time = self._clock.time()
+                    self.journal.settle(left.pop(claim.id), _DONE, [self.intake.queued(event)])
+                    moved += 1
+        finally:
+            for claim in left.values():
+                self.journal.settle(claim, _RELEASE)
+        await self.journal.flush()
+        return moved
+
+    async def expire(self, source: str, subject: str) -> int:
+        """See `Router.expire`."""
+        queue, lane = self.intake.queueing[source](subject), self.intake.queue(source, subject)
+        total = 0
+        while claims := await self.journal.expired(f"{source}:{subject}", queue.keep, _PAGE):
+            total += len(claims)
+            for claim in claims:
+                self._settlement.bury_unread(claim, queue, lane)
+        return total

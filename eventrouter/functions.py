@@ -233,6 +233,11 @@ class Function:
         self.where = _read_where(policy, f"{self.place}: {self.name}: where")
         self.ordered = policy.order_by is not None or any(type(t).order_key is not Trigger.order_key for t in self.triggers)
         self._check_batch()
+        for trigger in self.triggers:
+            try:
+                trigger.check(policy)
+            except ConfigError as error:
+                raise ConfigError(f"{self.place}: {self.name}: {error}") from None
         self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
 
     def _check_yields(self) -> None:

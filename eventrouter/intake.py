@@ -14,14 +14,14 @@ from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message, parse_destination
 from eventrouter.errors import ConfigError, suggest
 from eventrouter.functions import Policy
-from eventrouter.journal.protocol import Claim, Entry, Journal
+from eventrouter.journal.protocol import Claim, Entry, Journal, Note
 from eventrouter.lanes import Lane
 from eventrouter.lineage import ATTRIBUTE, Lineage, cause, exhausted, extend, inherit
 from eventrouter.model import NOTHING, Event, Trigger, Wild, viewed
 from eventrouter.patterns import Rules
 from eventrouter.retry import fixed
 from eventrouter.routing import Index
-from eventrouter.sources import Binding, Queue
+from eventrouter.sources import Binding, Queue, Terms
 
 log = logging.getLogger("eventrouter")
 
@@ -33,6 +33,7 @@ class Intake:
 
     unmatched: events that no trigger wanted. repeats: events that had been accepted before.
     queueing: by source, what the router is to know of one of its queues; its events wait there until somebody takes them.
+    terms: by source, how each of those waits.
     senders: by destination's scheme, what makes a message for a name there an event.
     opened: called with the lane of each queue that a function takes from.
     """
@@ -43,6 +44,7 @@ class Intake:
         self.unmatched = 0
         self.repeats = 0
         self.queueing: dict[str, Callable[[str], Queue]] = {}
+        self.terms: dict[str, Callable[[Event], Terms]] = {}
         self.senders: dict[str, Callable[[str, Message], Event]] = {
             "lambda": lambda name, message: Event("invoke", "lambda.invoke", name, message.body)
         }
@@ -91,7 +93,7 @@ class Intake:
         before = len(entries)
         found: Sequence[tuple[Lane, Trigger]] = ()
         if event.source in self.queueing:
-            entries.append(self._queued(event))
+            entries.append(self.queued(event))
         else:
             index = self._indexes.get(event.source)
             found = index.find(event.subject) if index is not None else ()
@@ -183,20 +185,26 @@ class Intake:
         entries: list[Entry] = []
         for event in events:
             found = None if lane is None else self.rebind(lane, event)
-            if found is not None:
+            if event.source in self.queueing and name not in self.lanes:  # a queue keeps what nobody takes from it; it was sent before
+                entry = self.queued(event)
+                entries.append(Entry(name, event, entry.hint, entry.key))
+            elif found is not None:
                 assert lane is not None
                 entries.append(Entry(name, event, found, lane.function.order_key(event, *found)))
-            elif name not in self.lanes:  # a queue keeps what nobody takes from it
-                entries.append(Entry(name, event))
         return self._accept(entries), len(events) - len(entries)
 
-    def _queued(self, event: Event) -> Entry:
+    def queued(self, event: Event) -> Entry:
+        """The entry for an event of a source with queues."""
         lane = self.queue(event.source, event.subject)
-        name = f"{event.source}:{event.subject}"
-        if lane is None or lane.trigger is None:
-            return Entry(name, event)
-        captures = lane.trigger.matches(event) or NOTHING
-        return Entry(name, event, (lane.trigger, captures), lane.function.order_key(event, lane.trigger, captures))
+        terms = self.terms[event.source](event)
+        key, hint = terms.key, None
+        if lane is not None and lane.trigger is not None:
+            captures = lane.trigger.matches(event) or NOTHING
+            hint = lane.trigger, captures
+            if key is None:
+                key = lane.function.order_key(event, lane.trigger, captures)
+        note = None if terms.once is None else Note(f"{event.source}/{terms.once}", event.id.encode(), terms.window)
+        return Entry(f"{event.source}:{event.subject}", event, hint, key, terms.delay, note)
 
     def queue(self, source: str, subject: str) -> Lane | None:
         """The lane of a queue; None: no function takes from it."""
@@ -254,7 +262,8 @@ class Intake:
         if to.scheme not in self.senders:
             raise ConfigError(f"{target!r}: nothing can be sent to {to.scheme!r}{suggest(to.scheme, self.senders)}")
         event = self.senders[to.scheme](to.name, message)
-        event.time = self._clock.time()
+        if event.time is None:
+            event.time = self._clock.time()
         if lineage is not None:
             inherit(event, lineage)
         entries: list[Entry] = []

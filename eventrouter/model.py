@@ -204,6 +204,9 @@ class Trigger:
         """The captured wildcards when this trigger wants the event, else None. `content_pattern` is not its affair."""
         raise NotImplementedError(f"{type(self).__name__}.matches")
 
+    def check(self, policy: Any) -> None:
+        """Raise ConfigError when a function of this `Policy` can't have the trigger; called at load."""
+
     @staticmethod
     def view(event: Event) -> Any:
         """The JSON object that `content_pattern` is held against; made once for all triggers of this function."""

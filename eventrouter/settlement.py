@@ -94,17 +94,20 @@ class Settlement:
                 trigger = found[0] if found is not None else None
         self._settle_as(lane, claim, Dead(reason, reason, message, claim.attempts), message, trigger)
 
-    def bury_unread(self, claim: Claim, queue: Queue) -> None:
-        """Dead-letter a message of a queue that was received too often, or has stayed too long."""
+    def bury_unread(self, claim: Claim, queue: Queue, lane: Lane | None) -> None:
+        """Dead-letter a message of a queue that was received too often, or has stayed too long. lane: the queue's, if it has one."""
         reason, message = "RetriesExhausted", f"it was received {claim.attempts} times and never deleted"
         if claim.attempts < queue.receives:
             reason, message = "EventAgeExceeded", f"it was in the queue for {self._clock.monotonic() - claim.born:.0f} s, of {queue.keep:g}"
         dead = Dead(reason, reason, message, claim.attempts)
+        if lane is not None:
+            self._settle_as(lane, claim, dead, message, lane.trigger)
+            return
         entries: list[Entry] = []
         if queue.dlq is not None:
             copy, lineage = letter(claim.event, None, claim.id, dead), claim.event.attributes.get(ATTRIBUTE)
             entries = self._intake.addressed(queue.dlq, copy, lineage)
-        self._write(None, claim, dead, dead.error_message, entries)
+        self._write(None, claim, dead, message, entries)
 
     def _settle_as(
         self,
@@ -139,7 +142,7 @@ class Settlement:
         elif isinstance(decision, RetryAt):
             log.warning(
                 "%s: attempt %d of %s: %s; next in %.1f s",
-                claim.function, decision.attempts, claim.id, why, decision.at - self._clock.time(),
+                claim.function, decision.attempts, claim.id, why, max(0.0, decision.at - self._clock.time()),
                 extra={"action": "invocation.retry", **extra},
             )  # fmt: skip
         elif isinstance(decision, Release):

@@ -16,7 +16,7 @@ from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.functions import Function
-from eventrouter.journal.protocol import Journal, Received
+from eventrouter.journal.protocol import Journal, QueueDepth, Received
 from eventrouter.model import NOTHING, Event, HttpRequest, Notice, Outcome, Response, Stream, Trigger
 from eventrouter.notices import Notices
 
@@ -53,6 +53,17 @@ class Endpoint(NamedTuple):
     answer: Callable[[HttpRequest], Awaitable[Response]]
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """How one message of a queue waits. key: those with the same one come in order, one batch of them at a time. delay: seconds until
+    it is there. once: for `window` seconds another with the same one is a repeat of it, and not kept; `Router.get(once)` gives its id.
+    """
+
+    key: str | None = None
+    delay: float = 0
+    once: str | None = None
+    window: float = 300
+
+
 class Intake(Protocol):
     """The engine, as sources see it."""
 
@@ -68,7 +79,11 @@ class Intake(Protocol):
 
     def request(self, binding: Binding, event: Event, captures: Mapping[str, str], stream: Stream | None) -> Awaitable[Outcome]: ...
 
-    async def receive(self, source: str, subject: str, count: int, hide: float) -> list[Received]: ...
+    async def receive(self, source: str, subject: str, count: int, hide: float, wait: float) -> list[Received]: ...
+
+    async def move(self, source: str, subject: str, count: int, becomes: Callable[[Event], Event | None]) -> int: ...
+
+    async def expire(self, source: str, subject: str) -> int: ...
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -182,9 +197,12 @@ class Router:
         """
         return self._journal.fault
 
-    async def receive(self, subject: str, count: int, hide: float) -> list[Received]:
-        """Up to `count` messages of a queue of this source, unseen by others for `hide` seconds; see `Source.queue`."""
-        return await self._intake.receive(self.name, subject, count, hide)
+    async def receive(self, subject: str, count: int, hide: float, wait: float = 0) -> list[Received]:
+        """Up to `count` messages of a queue of this source, unseen by others for `hide` seconds; see `Source.queue`.
+
+        wait: seconds to wait for the first, if there is none.
+        """
+        return await self._intake.receive(self.name, subject, count, hide, wait)
 
     async def remove(self, id: str, receives: int) -> bool:
         """Delete a message by what `receive` said of it. False: it had been removed, or received again."""
@@ -193,6 +211,30 @@ class Router:
     async def hide(self, id: str, receives: int, seconds: float) -> bool:
         """Change how long it is unseen from now on; 0: it can be received at once."""
         return await self._journal.hide(id, receives, seconds)
+
+    async def move(self, subject: str, count: int, becomes: Callable[[Event], Event | None]) -> int:
+        """Up to `count` messages of a queue that nobody holds become others, each in one transaction. How many were moved.
+
+        becomes: the event that takes its place, of any queue of this source; None leaves the message where it is. It ends early
+        when some 16,000 are left.
+        """
+        return await self._intake.move(self.name, subject, count, becomes)
+
+    async def expire(self, subject: str) -> int:
+        """Messages that have stayed in a queue for longer than it keeps them are dead letters now. How many there were."""
+        return await self._intake.expire(self.name, subject)
+
+    async def clear(self, subject: str) -> int:
+        """Delete what waits in a queue, what is held by hand included. How many there were."""
+        return await self._journal.clear(f"{self.name}:{subject}")
+
+    async def depth(self, subject: str) -> QueueDepth:
+        return await self._journal.queue_depth(f"{self.name}:{subject}")
+
+    async def queues(self) -> list[str]:
+        """The queues of this source in which something waits."""
+        found = await self._journal.depth()
+        return [name.partition(":")[2] for name, counts in found.items() if name.startswith(f"{self.name}:") and counts["waiting"]]
 
     async def get(self, key: str) -> bytes | None:
         """Small durable state of this source's own."""
@@ -249,10 +291,8 @@ class Source(Generic[ConfigT]):
 
     A source with `def message(self, name, message) -> Event` takes what is sent to the destination `"SOURCE:NAME"` (its
     plugin says `destination=True`). One with `def queue(self, subject) -> Queue` has queues: an event stays, under its subject, until
-    a function that has a trigger for it has handled it, or somebody has received and removed it.
-
-    One with `def heard(self, notice: Notice) -> None` is told of dead letters, throttles, and what becomes of sources and
-    journal. Events that it makes of that have `notice` among their attributes: what goes wrong with them is not told again.
+    a function that has a trigger for it has handled it, or somebody has received and removed it; `def terms(self, event) -> Terms`
+    says how each waits.
     """
 
     name: ClassVar[str]

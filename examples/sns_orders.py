@@ -19,12 +19,18 @@ async def ship(order: Order, context: Context) -> None:
         raise Reject(f"order {order.id} is empty")  # no attempt can help: a dead letter at once
     if context.attempt == 1:
         raise Retry(after=0.2)  # the first attempt finds the carrier busy, say
-    await shipped.publish(order, subject="Your order is on its way")
+    size = "large" if len(order.items) > 2 else "small"
+    await shipped.publish(order, subject="Your order is on its way", attributes={"size": size})
 
 
 @on(sns("orders-{state}"))
 async def log(order: Order, state: str) -> None:
     print(f"order {order.id} is {state}", flush=True)
+
+
+@on(sns("orders-shipped", filter={"size": ["large"]}))
+async def thank(order: Order) -> None:
+    print(f"order {order.id} is large: thank you", flush=True)
 
 
 @on(sns("orders-shipped"))

@@ -26,6 +26,12 @@ async def resize(job: Job, context: Context) -> None:
     print(f"{job.image} is {job.width} wide now", flush=True)
 
 
+@on(http("POST /retry"))
+async def retry() -> dict[str, int]:
+    """Once the reason is gone, failed jobs go back to the queue that they came from."""
+    return {"jobs": await failed.redrive()}
+
+
 @on(http("POST /failed"))
 async def sort_out() -> list[str]:
     """Takes from a queue by hand: what is not deleted is there again after the visibility time-out."""

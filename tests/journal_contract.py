@@ -14,7 +14,7 @@ import pytest_asyncio
 from eventrouter import Event
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Claim, Entry, Journal, Letter, LetterQuery, Note
+from eventrouter.journal.protocol import Claim, Entry, Journal, Letter, LetterQuery, Note, QueueDepth, Received
 from eventrouter.model import Dead, Done, Release, RetryAt
 
 DONE = Done()
@@ -274,7 +274,7 @@ class JournalContract:
     async def test_what_is_removed_by_hand_frees_its_key(self, journal: Journal) -> None:
         await journal.accept(keyed("a", 1, 2, 3))
         for n in (1, 2):
-            ((message,), _) = await journal.receive("f", 5, 30, 3)
+            ((message,), _) = await journal.receive("f", 1, 30, 3)
             assert int(message.event.data) == n
             assert await journal.remove(message.id, 1)
         journal.want("f", 1)
@@ -501,6 +501,190 @@ class JournalContract:
         found = await journal.dead(LetterQuery())
         assert await journal.purge([found[0].id, "nonsense"]) == 1
         assert numbers(await journal.dead(LetterQuery())) == [2]
+
+    # Queues: delays, repeats, orders, waiting
+
+    async def test_a_delayed_entry_comes_when_its_delay_is_over(self, journal: Journal, clock: ManualClock) -> None:
+        journal.want("f", 9)
+        await journal.accept([Entry("f", event(1), delay=30), Entry("f", event(2))])
+        assert numbers(await self.claims(journal, 1)) == [2]
+        clock.advance(29)
+        await self.nothing_comes(journal)
+        clock.advance(2)
+        (claim,) = await self.claims(journal, 1)
+        assert (numbers([claim]), claim.attempts) == ([1], 0)
+
+    async def test_a_delay_outlives_the_process(self, make: Callable[..., Journal], clock: ManualClock) -> None:
+        if not self.lasting:
+            return
+        journal = make()
+        await journal.open()
+        await journal.accept([Entry("f", event(1), delay=30)])
+        await journal.close()
+        clock.advance(20)
+        journal = make()
+        await journal.open()
+        journal.want("f", 9)
+        await self.nothing_comes(journal)
+        clock.advance(11)
+        assert numbers(await self.claims(journal, 1)) == [1]
+        await journal.close()
+
+    async def test_a_delayed_head_holds_its_key(self, journal: Journal, clock: ManualClock) -> None:
+        journal.want("f", 9)
+        await journal.accept(
+            [Entry("f", event(1), key="a", delay=30), Entry("f", event(2), key="a"), Entry("f", event(3), key="a", delay=90)]
+        )
+        await self.nothing_comes(journal)
+        clock.advance(31)
+        for n in (1, 2):
+            while not (found := await journal.claims()):
+                pass
+            assert numbers(found)[0] == n
+            for claim in found:
+                journal.settle(claim, DONE)
+            if numbers(found) == [1, 2]:
+                break
+        await self.nothing_comes(journal)
+        clock.advance(60)
+        assert numbers(await self.claims(journal, 1)) == [3]
+
+    async def test_a_note_makes_the_next_of_its_key_a_repeat_as_long_as_it_is_kept(self, journal: Journal, clock: ManualClock) -> None:
+        def noted(n: int) -> list[Entry]:
+            return [Entry("f", event(n), note=Note("once/a", b"%d" % n, 300))]
+
+        assert await journal.accept([*noted(1), *noted(2)]) == [True, False]
+        clock.advance(299)
+        assert await journal.accept(noted(3)) == [False]
+        assert await journal.get("once/a") == b"1"
+        clock.advance(2)
+        assert await journal.accept(noted(4)) == [True]
+        journal.want("f", 9)
+        assert numbers(await self.claims(journal, 2)) == [1, 4]
+
+    async def receive(self, journal: Journal, count: int, wait: float = 0, hide: float = 30) -> list[Received]:
+        received, spent = await journal.receive("f", count, hide, 5, wait=wait)
+        assert spent == []
+        return received
+
+    async def test_of_a_key_one_batch_is_held_at_a_time(self, journal: Journal, clock: ManualClock) -> None:
+        await journal.accept([*keyed("a", 1, 2, 3), *keyed("b", 4), *keyed("a", 5)])
+        held = await self.receive(journal, 3)
+        assert [int(it.event.data) for it in held] == [1, 2, 3]
+        assert [int(it.event.data) for it in await self.receive(journal, 9)] == [4]
+        first, second, third = held
+        assert await journal.remove(second.id, 1)
+        assert await self.receive(journal, 9) == []
+        assert await journal.hide(first.id, 1, 0)
+        assert await self.receive(journal, 9) == [], "the third is held"
+        assert await journal.remove(third.id, 1)
+        again = await self.receive(journal, 9)
+        assert [(int(it.event.data), it.receives) for it in again] == [(1, 2), (5, 1)]
+        clock.advance(31)
+        assert [(int(it.event.data), it.receives) for it in await self.receive(journal, 9)] == [(1, 3), (5, 2), (4, 2)]
+        assert not await journal.remove(again[1].id, 1)
+
+    async def test_what_is_received_behind_another_waits_for_its_own_time(self, journal: Journal, clock: ManualClock) -> None:
+        await journal.accept(keyed("a", 1, 2, 3))
+        first, _ = await self.receive(journal, 2)
+        assert await journal.remove(first.id, 1)
+        assert await self.receive(journal, 9) == [], "the second is held, and the third behind it"
+        clock.advance(31)
+        assert [(int(it.event.data), it.receives) for it in await self.receive(journal, 9)] == [(2, 2), (3, 1)]
+
+    async def test_whoever_waits_for_messages_is_woken_by_whatever_brings_one(self, journal: Journal, clock: ManualClock) -> None:
+        async def waits(brings: Callable[[], object]) -> list[int]:
+            waiting = asyncio.ensure_future(self.receive(journal, 9, wait=20, hide=5))
+            for _ in range(3):
+                await journal.flush()
+            assert not waiting.done()
+            result = brings()
+            if asyncio.iscoroutine(result):
+                await result
+            async with asyncio.timeout(10):
+                return [int(it.event.data) for it in await waiting]
+
+        async def accept(*made: Entry) -> None:
+            await journal.accept(made)
+
+        assert await waits(lambda: accept(*entries("f", 1))) == [1]
+        assert await waits(lambda: clock.advance(5.1)) == [1], "seen again"
+        await accept(Entry("f", event(2), delay=3))
+        assert await waits(lambda: clock.advance(3.1)) == [2], "its delay is over"
+        clock.advance(5)
+        (one, two) = await self.receive(journal, 9)
+        assert await waits(lambda: journal.hide(two.id, two.receives, 0)) == [2]
+        journal.want("g", 1)
+        await accept(*entries("g", 3))
+        (claim,) = await self.claims(journal, 1)
+        assert await waits(lambda: journal.settle(claim, DEAD, entries("f", 4))) == [4], "a copy"
+        (letter,) = await journal.dead(LetterQuery())
+        await journal.purge([letter.id])
+        await accept(*keyed("a", 5))
+        (five,) = await self.receive(journal, 1)
+        await accept(*keyed("a", 6))
+        assert await waits(lambda: journal.remove(five.id, 1)) == [6], "the next of its key"
+        assert await journal.remove(one.id, one.receives)
+
+    async def test_waiting_for_messages_ends_when_the_time_is_over_or_the_journal_closes(
+        self, make: Callable[..., Journal], clock: ManualClock
+    ) -> None:
+        journal = make()
+        await journal.open()
+        waiting = asyncio.ensure_future(self.receive(journal, 9, wait=20))
+        await journal.flush()
+        clock.advance(19)
+        await journal.flush()
+        assert not waiting.done()
+        clock.advance(1)
+        async with asyncio.timeout(10):
+            assert await waiting == []
+        waiting = asyncio.ensure_future(self.receive(journal, 9, wait=20))
+        await journal.flush()
+        await journal.close()
+        with pytest.raises(JournalError):
+            await waiting
+
+    async def test_what_nobody_holds_and_is_too_old_is_a_claim(self, journal: Journal, clock: ManualClock) -> None:
+        await journal.accept([*entries("f", 1, 2), Entry("f", event(3), delay=500)])
+        (held,) = await self.receive(journal, 1, hide=1000)
+        clock.advance(100)
+        await journal.accept(entries("f", 4))
+        assert await journal.expired("f", 100, 9) == []
+        clock.advance(1)
+        (claim,) = await journal.expired("f", 100, 9)
+        assert numbers([claim]) == [2]
+        assert await journal.expired("f", 100, 9) == []
+        journal.settle(claim, DEAD)
+        clock.advance(899)
+        assert sorted(numbers(await journal.expired("f", 100, 9))) == [1, 3, 4]
+        assert not await journal.remove(held.id, 1)
+
+    async def test_a_queue_is_cleared_of_all_that_waits(self, journal: Journal, clock: ManualClock) -> None:
+        await self.bury(journal, "f", 0)
+        await journal.accept([*entries("f", 1, 2), *keyed("a", 3, 4, 5), Entry("f", event(6), delay=5), *entries("g", 7)])
+        await self.receive(journal, 1)
+        journal.want("f", 2)
+        running = await self.claims(journal, 2)
+        assert await journal.clear("f") == 4 + (len(running) == 1)
+        assert await journal.clear("f") == 0
+        for claim in running:
+            journal.settle(claim, DONE)
+        await journal.flush()
+        assert await journal.depth() == {
+            "f": {"waiting": 0, "running": 0, "dead": 1},
+            "g": {"waiting": 1, "running": 0, "dead": 0},
+        }
+
+    async def test_the_depth_of_a_queue(self, journal: Journal, clock: ManualClock) -> None:
+        assert await journal.queue_depth("f") == QueueDepth()
+        await journal.accept([*entries("f", 1, 2, 3), *keyed("a", 4, 5), Entry("f", event(6), delay=5)])
+        await self.receive(journal, 1)
+        journal.want("f", 1)
+        await self.claims(journal, 1)
+        assert await journal.queue_depth("f") == QueueDepth(available=3, held=2, delayed=1)
+        clock.advance(31)
+        assert await journal.queue_depth("f") == QueueDepth(available=5, held=1, delayed=0)
 
     # Questions
 

@@ -165,7 +165,8 @@ class SourceContract:
             assert await outside.put(app, 2)
             await until(lambda: got == [2])
             if taken:
-                await until(lambda: app.engine.lanes["handler"].dead == 1)
+                lanes = [*app.engine.lanes.values(), *filter(None, app.engine.intake.queues.values())]
+                await until(lambda: sum(lane.dead for lane in lanes) == 1)
             letters = await app.journal.dead(LetterQuery())
         assert [letter.error_type for letter in letters] == ["InvalidPayload"] * taken
         assert all("$.n: " in letter.error_message for letter in letters)

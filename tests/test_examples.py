@@ -108,8 +108,11 @@ def test_sns_orders(place: Place) -> None:
     place.run("send", "sns", "orders-placed", '{"id": "7", "items": ["lamp"]}')
     for said in ("order 7 is placed", "order 7 is shipped", "mail: Your order is on its way"):
         place.says(said)
+    assert "large" not in place.output
     place.run("send", "sns", "orders-placed", '{"id": "8", "items": []}')
     place.says("order 8 is empty")
+    place.run("send", "sns", "orders-placed", '{"id": "9", "items": ["lamp", "chair", "table"]}')
+    place.says("order 9 is large: thank you")
 
 
 def test_sqs_jobs(place: Place) -> None:
@@ -125,6 +128,7 @@ def test_sqs_jobs(place: Place) -> None:
     assert json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"]
     assert json.loads(place.curl("/failed", "-X", "POST")) == []
     assert "1" in place.run("dlq", "redrive", "--function", "sqs:resize-jobs")
+    wait_for(lambda: json.loads(place.curl("/retry", "-X", "POST")) == {"jobs": 1})
     wait_for(lambda: json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"])
 
 

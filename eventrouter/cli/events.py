@@ -25,7 +25,7 @@ def send_command(source: str, arguments: tuple[str, ...], config: Path | None, d
     eventrouter send s3 BUCKET KEY FILE
     eventrouter send mqtt TOPIC PAYLOAD [--qos 1]
     eventrouter send sns TOPIC MESSAGE [--attribute K=V]
-    eventrouter send sqs QUEUE BODY [--attribute K=V]
+    eventrouter send sqs QUEUE BODY [--attribute K=V] [--delay S] [--group G]
     eventrouter send http "POST /path" [BODY]
     """
     words, options = _split(f"send {source}", arguments)

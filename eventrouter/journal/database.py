@@ -17,8 +17,8 @@ import msgspec
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
 from eventrouter.journal.archive import Archive
-from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Received, Whereabouts
-from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, claim_seq, make, readable
+from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Whereabouts
+from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, make, readable
 from eventrouter.model import Event
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
@@ -120,7 +120,8 @@ _TAKE_MANY: Final = (
 _OF_KEY: Final = "FROM invocation INDEXED BY keyed WHERE function = ? AND key = ? AND state < 2"
 _FIRST: Final = f"SELECT state, seq {_OF_KEY} ORDER BY seq LIMIT 1"
 _LAST: Final = f"SELECT state {_OF_KEY} ORDER BY seq DESC LIMIT 1"
-_BEHIND: Final = f"SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL, state {_OF_KEY} AND seq > ? ORDER BY seq LIMIT ?"
+_BEHIND: Final = f"""SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL, due, state {_OF_KEY}
+    AND seq > ? ORDER BY seq LIMIT ?"""
 _NEXT_DUE: Final = "SELECT due FROM invocation INDEXED BY waiting WHERE state = 0 AND function = ? AND due > ? ORDER BY due LIMIT 1"
 _LETTERS: Final = """SELECT seq, function, reason, error_type, error_message, attempts, due, event FROM invocation INDEXED BY dead
     WHERE state = 2 AND seq > ?1 AND (?2 IS NULL OR function = ?2) AND (?3 IS NULL OR ?3 IN (reason, error_type))
@@ -133,9 +134,6 @@ _REDRIVE: Final = """UPDATE invocation SET seq = ?1, due = ?2, accepted = ?2, at
 _FORGET: Final = """DELETE FROM invocation WHERE seq IN (
     SELECT seq FROM invocation INDEXED BY done WHERE state = 3 AND due <= ? ORDER BY due LIMIT ?)"""
 _PURGE: Final = "DELETE FROM invocation WHERE seq = ? AND state = 2"
-_RECEIVE: Final = "UPDATE invocation SET attempts = attempts + 1, due = ? WHERE seq = ?"
-_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state = 0 RETURNING function, key"
-_HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND attempts = ? AND state = 0"
 _NOTE: Final = "INSERT INTO state VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET value = ?2, expires = ?3"
 _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM invocation WHERE "
 
@@ -348,6 +346,10 @@ class Database:
         self._run(_INSERT, 6, rows)
         self.live += len(rows) // 6
 
+    def delay(self, rows: Sequence[tuple[float, int]]) -> None:
+        """rows: (due, seq) of those just inserted that may not run yet."""
+        self._connection.executemany("UPDATE invocation SET due = ? WHERE seq = ?", rows)
+
     def repeats(self, keys: Sequence[Any], now: float) -> set[int]:
         """Remember what was not seen before; the seqs of what was. keys, flat: source, event id, function, seq, accepted."""
         seqs = keys[3::5]
@@ -419,10 +421,10 @@ class Database:
                 heads.append(claim)
         else:
             rows.close()
-            self._take_keyed(heads, claims, born, limit, room)
+            self._take_keyed(heads, claims, now, born, limit, room)
             return claims, None, self._execute(_NEXT_DUE, (function, now)).get
         rows.close()
-        self._take_keyed(heads, claims, born, limit, room)
+        self._take_keyed(heads, claims, now, born, limit, room)
         return claims, after, None
 
     def _take_many(
@@ -447,7 +449,7 @@ class Database:
         claims = [RowClaim(seq, function, event, 0, at + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
         return claims, (last_due, seqs[-1])
 
-    def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], born: float, limit: int, room: int) -> None:
+    def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], now: float, born: float, limit: int, room: int) -> None:
         """Mark what has a key as running, and take with it what is parked behind it."""
         marked = [head.seq for head in heads]
         for head in heads:
@@ -455,48 +457,14 @@ class Database:
             if head.attempts or count <= 0:  # a head that was tried before comes alone: if it fails again, all would go back again
                 continue
             rows = self._rows(_BEHIND, (head.function, head.key, head.seq, count))
-            for seq, attempts, accepted, packed, key, deaths, redriven, state in rows:
-                if state != PARKED or len(packed) > room:
+            for seq, attempts, accepted, packed, key, deaths, redriven, due, state in rows:
+                if state != PARKED or due > now or len(packed) > room:
                     break
                 room -= len(packed)
                 marked.append(seq)
                 at, event = accepted + born, readable(packed)
                 claims.append(RowClaim(seq, head.function, event, attempts, at, len(packed), None, key, deaths, bool(redriven)))
         self._run(_TAKE, 1, marked)
-
-    # Queues
-
-    def receive(
-        self, queue: str, now: float, born: float, count: int, hide: float, most: int, keep: float
-    ) -> tuple[list[Received], list[RowClaim]]:
-        received: list[Received] = []
-        spent: list[RowClaim] = []
-        rows = self._execute(_DUE, (queue, now, *START))
-        for seq, attempts, accepted, packed, key, deaths, redriven, _ in rows:
-            if len(received) + len(spent) == count:
-                break
-            if seq in self.taken:
-                continue
-            event = readable(packed)
-            if attempts >= most or now - accepted > keep:
-                spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths, bool(redriven)))
-            else:
-                received.append(Received(claim_id(seq), event, attempts + 1))
-        rows.close()
-        for message in received:
-            self._execute(_RECEIVE, (now + hide, claim_seq(message.id)))
-        self._run(_TAKE, 1, [claim.seq for claim in spent])
-        return received, spent
-
-    def remove(self, seq: int, receives: int) -> tuple[bool, list[str]]:
-        """Whether it was there, and the functions of which a row that was parked behind it waits now."""
-        removed = self._rows(_REMOVE, (seq, receives))
-        self.live -= len(removed)
-        return bool(removed), self.promote((function, key) for function, key in removed if key is not None)
-
-    def hide(self, seq: int, receives: int, until: float) -> bool:
-        self._execute(_HIDE, (until, seq, receives))
-        return self._connection.changes() == 1
 
     # What operators ask for
 

@@ -16,16 +16,21 @@ class Entry:
     """One function, or queue, owed one event.
 
     key: events of one function with the same one run one after another. hint: the engine's own, handed back with
-    the claim while it is in memory.
+    the claim while it is in memory. delay: seconds until it may be handed out. note: written with it; while there is
+    one of that key it is a repeat.
     """
 
-    __slots__ = ("event", "function", "hint", "key")
+    __slots__ = ("delay", "event", "function", "hint", "key", "note")
 
-    def __init__(self, function: str, event: Event, hint: Any = None, key: str | None = None) -> None:
+    def __init__(
+        self, function: str, event: Event, hint: Any = None, key: str | None = None, delay: float = 0, note: Note | None = None
+    ) -> None:
         self.function = function
         self.event = event
         self.hint = hint
         self.key = key
+        self.delay = delay
+        self.note = note
 
 
 class Claim:
@@ -75,6 +80,14 @@ class Received(msgspec.Struct, frozen=True):
     id: str
     event: Event
     receives: int
+
+
+class QueueDepth(msgspec.Struct, frozen=True):
+    """How many messages of a queue can be received, are held by somebody, and have a delay that is not over."""
+
+    available: int = 0
+    held: int = 0
+    delayed: int = 0
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -146,7 +159,7 @@ class Journal(Protocol):
     def accept(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
         """Never blocks. Resolves once all entries are on disk; per entry: True = new, False = a repeat.
 
-        Entries whose event has a natural id are deduplicated by (source, id, function).
+        Entries whose event has a natural id are deduplicated by (source, id, function), those with a note by its key.
         Fails with JournalError when they could not be written, or there is no room for more; then none was.
         """
 
@@ -177,10 +190,13 @@ class Journal(Protocol):
     async def purge(self, ids: Sequence[str]) -> int:
         """Delete letters. How many there were."""
 
-    async def receive(self, queue: str, count: int, hide: float, most: int, keep: float = inf) -> tuple[list[Received], list[Claim]]:
+    async def receive(
+        self, queue: str, count: int, hide: float, most: int, keep: float = inf, wait: float = 0
+    ) -> tuple[list[Received], list[Claim]]:
         """Messages of a queue that nobody holds, oldest first; they stay, unseen for `hide` seconds.
 
         Those that have been received `most` times before, or are older than `keep` seconds, are not among them, but claims to be settled.
+        Of one key they come in order, and none while one of it is held. wait: seconds to wait for the first.
         """
 
     async def remove(self, id: str, receives: int) -> bool:
@@ -188,6 +204,14 @@ class Journal(Protocol):
 
     async def hide(self, id: str, receives: int, seconds: float) -> bool:
         """As `remove`, but let it be seen again in so many seconds."""
+
+    async def expired(self, queue: str, keep: float, count: int) -> list[Claim]:
+        """Claims to be settled: up to `count` messages of a queue that nobody holds and that are older than `keep` seconds."""
+
+    async def clear(self, queue: str) -> int:
+        """Delete what waits in a queue, what is held by hand included. How many there were."""
+
+    async def queue_depth(self, queue: str) -> QueueDepth: ...
 
     async def find(self, event_id: str) -> list[Whereabouts]:
         """What is known of an event, or of an invocation by its id, one entry per function."""

@@ -8,17 +8,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from math import inf
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
+from eventrouter.journal import queues
 from eventrouter.journal.database import Database, RowClaim
-from eventrouter.journal.protocol import Archived, Claim, Entry, Letter, LetterQuery, Note, Received, Whereabouts
+from eventrouter.journal.protocol import Archived, Claim, Entry, Letter, LetterQuery, Note, QueueDepth, Received, Whereabouts
 from eventrouter.journal.running import Running
 from eventrouter.journal.schema import claim_seq
 from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
@@ -64,6 +67,7 @@ class SqliteJournal:
         self._timers: dict[str, tuple[float, Timer]] = {}
         self._again: Timer | None = None
         self._freed: dict[str, int] = {}
+        self._listeners: dict[asyncio.Future[None], str] = {}  # of whom waits for messages, each of which queue
         self._blocked: Counter[tuple[str, str]] = Counter()  # keys whose head goes back: settlements not yet committed
 
     async def open(self) -> None:
@@ -98,6 +102,7 @@ class SqliteJournal:
             self._again.cancel()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(_is_closed())
+        self._wake_listeners()
         await asyncio.wait((closed,))
         self._writer.join()
         self._marks.close()
@@ -211,28 +216,83 @@ class SqliteJournal:
         seqs = _seqs(ids)
         return await self._ask(lambda database: database.purge(seqs))
 
-    async def receive(self, queue: str, count: int, hide: float, most: int, keep: float = inf) -> tuple[list[Received], list[Claim]]:
-        now, monotonic = self._clock.time(), self._clock.monotonic()
-        received, spent = await self._ask(lambda database: database.receive(queue, now, monotonic - now, count, hide, most, keep))
-        if received:
-            self._announce(queue, now + hide)
-        for claim in spent:
+    async def receive(
+        self, queue: str, count: int, hide: float, most: int, keep: float = inf, wait: float = 0
+    ) -> tuple[list[Received], list[Claim]]:
+        end = self._clock.monotonic() + wait
+        while True:
+            listener: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if wait:
+                self._listeners[listener] = queue  # before it looks, or it would miss what comes meanwhile
+            try:
+                now, monotonic = self._clock.time(), self._clock.monotonic()
+                look = partial(queues.receive, queue=queue, now=now, born=monotonic - now, count=count, hide=hide, most=most, keep=keep)
+                asked = self._ask(look)
+                try:
+                    received, spent, later = await asyncio.shield(asked)
+                except asyncio.CancelledError:
+                    asked.add_done_callback(partial(self._give_back, queue, now + hide))
+                    raise
+                if received:
+                    self._announce(queue, now + hide)
+                rest = end - self._clock.monotonic()
+                if received or spent or rest <= 0:
+                    return received, self._adopt(queue, spent)
+                # A timer may be a hair early by the wall clock; then it takes another turn.
+                pause = rest if later is None else min(rest, max(later - self._clock.time(), 0.001))
+                timer = self._clock.call_later(pause, partial(_wake, listener))
+                try:
+                    await listener
+                finally:
+                    timer.cancel()
+            finally:
+                self._listeners.pop(listener, None)
+
+    def _adopt(self, queue: str, claims: list[RowClaim]) -> list[Claim]:
+        """They run, though the writer has not handed them out."""
+        for claim in claims:
             self._running[claim.seq] = claim
-            self._freed[queue] = self._freed.get(queue, 0) - claim.size  # it is no part of what the writer has handed out
-        return received, list(spent)
+            self._freed[queue] = self._freed.get(queue, 0) - claim.size
+        return list(claims)
+
+    def _give_back(self, queue: str, seen: float, asked: asyncio.Future[tuple[list[Received], list[RowClaim], float | None]]) -> None:
+        """Who asked has gone."""
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        received, spent, _ = asked.result()
+        if received:
+            self._announce(queue, seen)
+        for claim in self._adopt(queue, spent):
+            self.settle(claim, _RELEASE)
+
+    async def expired(self, queue: str, keep: float, count: int) -> list[Claim]:
+        now, monotonic = self._clock.time(), self._clock.monotonic()
+        return self._adopt(queue, await self._ask(lambda database: queues.expired(database, queue, now, monotonic - now, keep, count)))
+
+    async def clear(self, queue: str) -> int:
+        before, total = self._seq, 0
+        while some := await self._ask(lambda database: queues.clear(database, queue, before), wakes=True):  # in slices, as `find`
+            total += some
+        return total
+
+    async def queue_depth(self, queue: str) -> QueueDepth:
+        now = self._clock.time()
+        found = await self._ask(lambda database: queues.queue_depth(database, queue, now))
+        running = sum(claim.function == queue for claim in self._running.values())
+        return msgspec.structs.replace(found, held=found.held + running)
 
     async def remove(self, id: str, receives: int) -> bool:
         seq = claim_seq(id)
         if seq is None:
             return False
-        removed, woken = await self._ask(lambda database: database.remove(seq, receives))
+        removed, woken = await self._ask(lambda database: queues.remove(database, seq, receives))
         if woken:
             await self._ask(_nothing, wakes=True)
         return removed
 
     async def hide(self, id: str, receives: int, seconds: float) -> bool:
         seq, until = claim_seq(id), self._clock.time() + seconds
-        return seq is not None and await self._ask(lambda database: database.hide(seq, receives, until), wakes=True)
+        return seq is not None and await self._ask(lambda database: queues.hide(database, seq, receives, until), wakes=True)
 
     async def find(self, event_id: str) -> list[Whereabouts]:
         now = self._clock.time()
@@ -293,6 +353,8 @@ class SqliteJournal:
             self._set_timers(commit.step)
         if self._blocked:
             self._unblock(commit.settled)
+        if self._listeners:
+            self._tell_listeners(commit)
         self._hand_out(commit.claims)
         for accept in commit.accepts:
             if not accept.future.done():
@@ -305,6 +367,22 @@ class SqliteJournal:
             commit.close.future.set_result(None)
         if self._ready and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _tell_listeners(self, commit: Commit) -> None:
+        """Wake those in whose queues there may be something now."""
+        if commit.step or any(call.wakes for call in commit.calls):
+            self._wake_listeners()
+            return
+        ended = [operation for operation in commit.settled if not isinstance(operation, int)]
+        accepts = [*commit.accepts, *(operation.copies for operation in ended if operation.copies is not None)]
+        names = {operation.function for operation in ended}
+        names.update(entry.function for accept in accepts for entry in accept.entries)
+        self._wake_listeners(names)
+
+    def _wake_listeners(self, names: Set[str] | None = None) -> None:
+        for listener, queue in self._listeners.items():
+            if names is None or queue in names:
+                _wake(listener)
 
     def _changed(self, pressure: str) -> None:
         if not pressure:
@@ -399,6 +477,11 @@ def _is_closed() -> JournalError:
 
 def _closed(operation: Operation) -> None:
     raise _is_closed()
+
+
+def _wake(listener: asyncio.Future[None]) -> None:
+    if not listener.done():
+        listener.set_result(None)
 
 
 def _nothing(database: Database) -> None:

@@ -299,7 +299,7 @@ class Writer(Thread):
         if self._hungry and commit.close is None:
             self._refill(commit, now)
         if commit.accepts or copies:
-            self._accept([*copies, *commit.accepts], commit.claims, now)
+            self._accept([*copies, *commit.accepts], commit, now)
         if self._database.archive.on:
             self._archive([*copies, *commit.accepts], now)
         for call in commit.calls:
@@ -339,10 +339,12 @@ class Writer(Thread):
             if not lane.credit or not lane.backlog:
                 del self._hungry[lane]
 
-    def _accept(self, accepts: list[Accept], claims: list[RowClaim], now: float) -> None:
+    def _accept(self, accepts: list[Accept], commit: Commit, now: float) -> None:
         repeats = self._repeats(accepts, now)
         ends: dict[tuple[str, str], tuple[int, int]] = {}
         rows: list[Any] = []
+        delayed: list[tuple[float, int]] = []
+        claims = commit.claims
         for accept in accepts:
             seq, born = accept.first - 1, accept.born
             at = born + self._now - self._monotonic
@@ -353,7 +355,7 @@ class Writer(Thread):
                     continue
                 function, key = entry.function, entry.key
                 lane = self._lanes.get(function) or self._lane(function)
-                direct = not lane.backlog and lane.credit > 0 and self._room(lane) > 0
+                direct = not lane.backlog and lane.credit > 0 and not entry.delay and self._room(lane) > 0
                 state = RUNNING if direct else WAITING
                 if key is not None:
                     place = function, key
@@ -368,12 +370,17 @@ class Writer(Thread):
                     lane.credit -= 1
                     lane.held += len(packed)
                     claims.append(RowClaim(seq, function, entry.event, 0, born, len(packed), entry.hint, key))
+                elif entry.delay:
+                    delayed.append((at + entry.delay, seq))
+                    commit.timers.append((function, at + entry.delay))
                 elif state == WAITING:
                     if at <= lane.after[0] and (at, seq) <= lane.after:  # something due later has been handed out before it came
                         lane.after = START
                     if not lane.backlog or (lane.credit and lane not in self._hungry):
                         self._wake(lane)
         self._database.insert(rows)
+        if delayed:
+            self._database.delay(delayed)
 
     def _archive(self, accepts: list[Accept], now: float) -> None:
         rows = [
@@ -413,15 +420,21 @@ class Writer(Thread):
             self._pressure = ""
 
     def _repeats(self, accepts: list[Accept], now: float) -> set[int]:
-        if not self._database.dedupe:
-            return set()
+        dedupe = self._database.dedupe
         keys: list[Any] = []
+        noted: list[tuple[int, Note]] = []
         for accept in accepts:
             at = accept.born + self._now - self._monotonic
             for seq, entry in enumerate(accept.entries, accept.first):
-                if entry.event.dedupe:
+                if entry.event.dedupe and dedupe:
                     keys += (entry.event.source, entry.event.id, entry.function, seq, at)
-        return self._database.repeats(keys, now) if keys else set()
+                if entry.note is not None:
+                    noted.append((seq, entry.note))
+        repeats = self._database.repeats(keys, now) if keys else set()
+        for seq, note in noted:
+            if not self._database.put(note.key, note.value, None, None if note.ttl is None else now + note.ttl, now):
+                repeats.add(seq)
+        return repeats
 
     def _remember(self, lane: _Lane) -> None:
         self._before.setdefault(lane, (lane.credit, lane.held))

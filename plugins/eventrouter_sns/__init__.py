@@ -1,78 +1,64 @@
-"""SNS-like topics: publish a message, and every subscribed function gets it."""
+"""SNS-like topics: publish a message, and every function, queue and endpoint subscribed to the topic gets it."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from eventrouter import Event, Plugin, Trigger, Wildcards, call_from_thread, hookimpl
+from eventrouter import Event, Plugin, call_from_thread, hookimpl
 from eventrouter.errors import ConfigError
-from eventrouter_sns.messages import check_name, topic_arn
+from eventrouter_sns.deliveries import forwards, handlers
+from eventrouter_sns.filters import Scope
+from eventrouter_sns.messages import FIFO, check_name, typed
+from eventrouter_sns.settings import SnsConfig
+from eventrouter_sns.triggers import TopicTrigger, topic_trigger
 
 __all__ = ["Topic", "TopicTrigger", "sns"]
 
 
-class TopicTrigger(Trigger):
-    """`sns(...)` makes it."""
-
-    source = "sns"
-
-    def __init__(self, topic: str) -> None:
-        if not topic or "/" in topic:
-            raise ConfigError(f"sns({topic!r}): a topic's name is 1 to 256 characters without '/'")
-        self._wildcards = Wildcards(topic, "sns topic")
-        self.path = self._wildcards.path
-        self.names = self._wildcards.names
-
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return self._wildcards.match(event.subject)
-
-    def aws_event(self, events: Sequence[Event]) -> dict[str, Any]:
-        return {"Records": [self._record(event) for event in events]}
-
-    def _record(self, event: Event) -> dict[str, Any]:
-        arn = topic_arn(event.subject)
-        return {
-            "EventSource": "aws:sns",
-            "EventVersion": "1.0",
-            "EventSubscriptionArn": f"{arn}:{uuid.uuid5(uuid.NAMESPACE_URL, arn + self._wildcards.text)}",
-            "Sns": {**event.attributes["sns"], "Message": event.data.decode(errors="replace")},
-        }
-
-    def __str__(self) -> str:
-        return f"sns {self._wildcards.text}"
-
-
-def sns(topic: str) -> TopicTrigger:
+def sns(topic: str, filter: Mapping[str, Any] | None = None, scope: Scope = "MessageAttributes") -> TopicTrigger:
     """Start the function with every message published to `topic`, at least once.
 
     topic: a name, or a pattern of names: `"{team}-alerts"` hands `team` to the parameter of that name.
-    The payload is the message; a Lambda function gets AWS's SNS event with one record.
+    filter: an SNS filter policy: `{"celsius": [{"numeric": [">", 90]}]}`; only messages that match start the function.
+    scope: what it is about, "MessageAttributes" or "MessageBody".
+    The payload is the message; a Lambda function gets AWS's SNS event with one record. Messages of one group of a topic that
+    ends in `.fifo` come one after another, in their order. Raises ConfigError.
     """
-    return TopicTrigger(topic)
+    return topic_trigger(topic, filter, scope, f"sns({topic!r})")
 
 
 class Topic:
     """A topic to publish to, from handlers; making one does nothing yet."""
 
     def __init__(self, name: str) -> None:
-        self.name = check_name(name)
+        self.name = check_name(name, "Topic")
         self.sync = SyncTopic(self)
 
-    async def publish(self, message: Any, *, subject: str | None = None, attributes: Mapping[str, Any] | None = None) -> str:
-        """Hand a message to every function subscribed to the topic; returns its id once it is on disk.
+    async def publish(
+        self,
+        message: Any,
+        *,
+        subject: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        group: str | None = None,
+        dedupe: str | None = None,
+    ) -> str:
+        """Hand a message to everyone subscribed to the topic; returns its id once it is on disk.
 
-        message: text goes out as it is, anything else as JSON.
-        attributes: texts, numbers, bytes and lists become SNS message attributes of their type.
-        Raises NotRunning outside a handler, JournalError when it can't be written, ValueError for what JSON can't say.
+        message: text goes out as it is, anything else as JSON; up to 256 KB with the attributes.
+        attributes: texts, numbers, bytes and lists become SNS message attributes of their type; so does
+            `{"DataType": "String", "StringValue": "x"}`.
+        group, dedupe: for topics that end in `.fifo`: messages of one group keep their order, and one with the `dedupe` of
+            another of the last five minutes is a repeat: nobody gets it, and the other's id is returned.
+        Raises NotRunning outside a handler, JournalError when it can't be written, ValueError for what SNS would refuse.
         """
         from eventrouter_sns.source import SnsSource  # noqa: PLC0415 - sources load when they are needed
 
         data = message.encode() if isinstance(message, str) else msgspec.json.encode(message)
-        return await SnsSource.current().publish(self.name, data, subject, attributes or {})
+        return await SnsSource.current().publish(self.name, data, subject, attributes or {}, group, dedupe)
 
     def __repr__(self) -> str:
         return f"Topic({self.name!r})"
@@ -84,13 +70,47 @@ class SyncTopic:
     def __init__(self, topic: Topic) -> None:
         self._topic = topic
 
-    def publish(self, message: Any, *, subject: str | None = None, attributes: Mapping[str, Any] | None = None) -> str:
+    def publish(
+        self,
+        message: Any,
+        *,
+        subject: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        group: str | None = None,
+        dedupe: str | None = None,
+    ) -> str:
         """As `Topic.publish`."""
         topic = self._topic
-        return call_from_thread(f"{topic!r}.sync", lambda: topic.publish(message, subject=subject, attributes=attributes))
+        return call_from_thread(
+            f"{topic!r}.sync",
+            lambda: topic.publish(message, subject=subject, attributes=attributes, group=group, dedupe=dedupe),
+        )
+
+
+def check_destination(name: str) -> None:
+    """A topic that takes dead letters and records. Raises ConfigError."""
+    if check_name(name).endswith(FIFO):
+        raise ConfigError(f"{name!r} keeps order, and a letter or record has no group; choose a topic that doesn't end in {FIFO!r}")
+
+
+def sample(topic: str = "orders", message: str = '{"id": "7"}', *, subject: str = "a subject", attribute: list[str] = ["color=red"]) -> Any:  # noqa: B006 - read only
+    """What a Lambda function gets; each attribute is K=V."""
+    attributes = typed(dict(text.split("=", 1) for text in attribute if "=" in text))
+    kept = {"subject": subject or None, "messageAttributes": attributes}
+    return sns(topic).aws_event([Event("sns", "sns.notification", topic, message.encode(), time=1767225600.0, attributes=kept)])
 
 
 @hookimpl
 def eventrouter_plugin() -> Plugin:
     # Always there: handlers started by any source publish, dead letters come, and `eventrouter send sns` too.
-    return Plugin(name="sns", source="eventrouter_sns.source:SnsSource", always=True, destination=check_name, triggers={"sns": sns})
+    return Plugin(
+        name="sns",
+        source="eventrouter_sns.source:SnsSource",
+        always=True,
+        destination=check_destination,
+        config=SnsConfig,
+        triggers={"sns": sns},
+        handlers=handlers,
+        forwards=forwards,
+        sample=sample,
+    )

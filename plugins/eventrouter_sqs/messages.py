@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
@@ -15,8 +16,15 @@ from eventrouter.errors import ConfigError
 
 MOST_BYTES: Final = 1024 * 1024  # of a message, its attributes included
 MOST_SECONDS: Final = 43_200  # of a visibility time-out
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,80}")
-_ATTRIBUTE: Final = re.compile(r"(?!(?i:aws|amazon)\.)[A-Za-z0-9_.-]{1,256}")
+MOST_DELAY: Final = 900  # seconds
+MOST_WAIT: Final = 20
+MOST_FILTERS: Final = 5
+WINDOW: Final = 300  # seconds in which a FIFO queue knows a repeat
+FIFO: Final = ".fifo"
+_NAME: Final = re.compile(r"(?=.{1,80}$)[A-Za-z0-9_-]+(\.fifo)?", re.DOTALL)
+_TOKEN: Final = re.compile(r"[!-~]{1,128}")
+_NO_TEXT: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML can't say, as SQS has it
+_ATTRIBUTE: Final = re.compile(r"(?!(?i:aws|amazon)\.)(?!\.|.*\.\.|.*\.\Z)[A-Za-z0-9_.-]{1,256}")
 
 Value = str | int | float | bytes
 
@@ -26,6 +34,7 @@ class Message(msgspec.Struct, frozen=True):
 
     id: as `send` returned it. receives: how often it was received, this time included. sent: when, in seconds since 1970.
     receipt: of this time; `delete` and `change_visibility` take it as long as nobody has received the message since.
+    system: what SQS knows of it, as a record's `attributes` are: `MessageGroupId`, `SequenceNumber`, `DeadLetterQueueSourceArn` ...
     """
 
     id: str
@@ -34,6 +43,7 @@ class Message(msgspec.Struct, frozen=True):
     receives: int
     sent: float
     receipt: str
+    system: dict[str, str] = {}
 
     def json(self) -> Any:
         """The body decoded. Raises msgspec.DecodeError when it is not JSON."""
@@ -43,8 +53,12 @@ class Message(msgspec.Struct, frozen=True):
 def check_name(name: str, what: str = "sqs queue") -> str:
     """The name itself. Raises ConfigError that begins with `what`."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{what} {name!r}: a queue's name is 1 to 80 letters, digits, '-' and '_'")
+        raise ConfigError(f"{what} {name!r}: a queue's name is 1 to 80 letters, digits, '-' and '_'; that of a FIFO queue ends in .fifo")
     return name
+
+
+def is_fifo(name: str) -> bool:
+    return name.endswith(FIFO)
 
 
 def queue_arn(name: str) -> str:
@@ -60,7 +74,7 @@ def _typed(name: str, value: Any) -> dict[str, Any]:
     lists: dict[str, Any] = {"stringListValues": [], "binaryListValues": []}  # AWS has them, and never anything in them
     if isinstance(value, str):
         return {"stringValue": value, **lists, "dataType": "String"}
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
         return {"stringValue": str(value), **lists, "dataType": "Number"}
     if isinstance(value, bytes):
         return {"binaryValue": base64.b64encode(value).decode(), **lists, "dataType": "Binary"}
@@ -84,8 +98,26 @@ def _value(attribute: Mapping[str, str]) -> Value:
         return float(text)
 
 
-def check(body: bytes, attributes: Mapping[str, Any]) -> None:
+def _check_text(text: str, what: str) -> None:
+    if found := _NO_TEXT.search(text):
+        raise ValueError(f"{what} has the character {found[0]!r}, which SQS refuses; encode it, as base64 say")
+
+
+def read_attributes(texts: Sequence[str], what: str) -> dict[str, Value]:
+    """`["color=red"]`, as a command line has them. Raises ConfigError."""
+    found: dict[str, Value] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{what}: --attribute {text!r}: write NAME=VALUE")
+        found[key] = value
+    return found
+
+
+def check(body: bytes, attributes: Mapping[str, Any], delay: float | None) -> None:
     """Raise ValueError for what SQS would refuse. Not for dead letters: what they come from decides how large they are."""
+    if delay is not None and not 0 <= delay <= MOST_DELAY:
+        raise ValueError(f"delay={delay!r}: 0 to {MOST_DELAY} seconds")
     if len(attributes) > 10:
         raise ValueError(f"{len(attributes)} attributes: a message has at most 10")
     size = len(body)
@@ -93,15 +125,66 @@ def check(body: bytes, attributes: Mapping[str, Any]) -> None:
         value = attribute.get("binaryValue") or attribute.get("stringValue")
         if not _ATTRIBUTE.fullmatch(name):
             raise ValueError(
-                f"attribute {name!r}: its name is 1 to 256 letters, digits, '_', '-' and '.', and begins with no 'AWS.' or 'Amazon.'"
+                f"attribute {name!r}: its name is 1 to 256 letters, digits, '_', '-' and single '.' in between, "
+                "and begins with no 'AWS.' or 'Amazon.'"
             )
         if not value:
             raise ValueError(f"attribute {name!r} is empty; leave it out")
+        _check_text(value, f"attribute {name!r}")
         size += len(name) + len(value.encode())
     if not body:
         raise ValueError("the body is empty; a message has at least 1 byte")
+    _check_text(body.decode(), "the body")
     if size > MOST_BYTES:
         raise ValueError(f"{size} bytes: a message has at most {MOST_BYTES}; put what is larger into a bucket and send its key")
+
+
+def group_of(event: Event) -> str | None:
+    found: str | None = event.attributes.get("fifo", {}).get("MessageGroupId")
+    return found
+
+
+def sent(
+    queue: str, body: bytes, attributes: Mapping[str, Any], delay: float | None = None, fifo: Mapping[str, str] | None = None
+) -> Event:
+    """The event of a message that comes into a queue. attributes: as `typed` gives them. delay: None is the queue's. fifo: as `ordered`."""
+    known: dict[str, Any] = {"messageAttributes": attributes}
+    if delay is not None:
+        known["delay"] = delay
+    if fifo is not None:
+        known["fifo"] = fifo
+    # The id is made here and now, so no repeat of it can come: nothing to deduplicate.
+    return Event("sqs", "sqs.message", queue, body, attributes=known)
+
+
+def ordered(body: bytes, group: str | None, dedupe: str | None, *, by_content: bool) -> dict[str, str]:
+    """What a message of a FIFO queue is known by, but for its number. Raises ValueError."""
+    if group is None:
+        raise ValueError("a message of a FIFO queue needs a group=")
+    if dedupe is None and not by_content:
+        raise ValueError("a message of a FIFO queue needs a dedupe=, unless the queue has content_dedupe = true")
+    found = {"MessageGroupId": group, "MessageDeduplicationId": hashlib.sha256(body).hexdigest() if dedupe is None else dedupe}
+    for what, value in zip(("group", "dedupe"), found.values(), strict=True):
+        if not _TOKEN.fullmatch(value):
+            raise ValueError(f"{what}={value!r}: 1 to 128 letters, digits and punctuation of ASCII")
+    return found
+
+
+def died(event: Event, dlq: str) -> Event:
+    """A dead message in its dead-letter queue: the same message, which came from another queue. A FIFO queue dates it anew."""
+    attributes = {key: event.attributes[key] for key in ("messageAttributes", "fifo") if key in event.attributes} | {"from": event.subject}
+    time = None if is_fifo(dlq) else event.time
+    made = Event("sqs", "sqs.moved", dlq, event.data, event.content_type, id=event.id, time=time, attributes=attributes)
+    made.dedupe = False  # it may die again
+    return made
+
+
+def redriven(event: Event, queue: str, number: str) -> Event:
+    """What a dead message is in the queue that it goes back to: a new one. number: its place there, if that is a FIFO queue."""
+    attributes: dict[str, Any] = {"messageAttributes": attributes_of(event)}
+    if "fifo" in event.attributes:
+        attributes["fifo"] = {**event.attributes["fifo"], "SequenceNumber": number}
+    return Event("sqs", "sqs.moved", queue, event.data, event.content_type, attributes=attributes)
 
 
 def text_of(event: Event) -> str:
@@ -118,17 +201,11 @@ def attributes_of(event: Event) -> dict[str, Any]:
 def record(event: Event) -> dict[str, Any]:
     """The message as a Lambda function gets it."""
     body, attributes = text_of(event), attributes_of(event)
-    sent = str(int((event.time or 0) * 1000))
     made = {
         "messageId": event.id,
         "receiptHandle": f"{event.id}.{event.attempt}",
         "body": body,
-        "attributes": {
-            "ApproximateReceiveCount": str(event.attempt),
-            "SentTimestamp": sent,
-            "SenderId": "000000000000",
-            "ApproximateFirstReceiveTimestamp": sent,  # nobody writes down when it was first received
-        },
+        "attributes": system_of(event),
         "messageAttributes": attributes,
         "md5OfBody": md5(body),
         "eventSource": "aws:sqs",
@@ -138,6 +215,21 @@ def record(event: Event) -> dict[str, Any]:
     if attributes:
         made["md5OfMessageAttributes"] = md5_of_attributes(attributes)
     return made
+
+
+def system_of(event: Event) -> dict[str, str]:
+    """The `attributes` of a record."""
+    sent = str(int((event.time or 0) * 1000))
+    found = {
+        "ApproximateReceiveCount": str(event.attempt),
+        "SentTimestamp": sent,
+        "SenderId": "000000000000",
+        "ApproximateFirstReceiveTimestamp": sent,  # nobody writes down when it was first received
+        **event.attributes.get("fifo", {}),
+    }
+    if (source := event.attributes.get("from")) is not None:
+        found["DeadLetterQueueSourceArn"] = queue_arn(source)
+    return found
 
 
 def md5(body: str) -> str:

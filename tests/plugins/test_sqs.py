@@ -166,9 +166,16 @@ async def test_a_receipt_is_of_its_queue(tmp_path: Path) -> None:
         ("x", {str(n): 1 for n in range(11)}, "11 attributes: a message has at most 10"),
         ("x", {"AWS.x": 1}, "attribute 'AWS.x': its name"),
         ("x", {"": 1}, "attribute '': its name"),
+        ("x", {".a": 1}, "attribute '.a': its name"),
+        ("x", {"a.": 1}, "attribute 'a.': its name"),
+        ("x", {"a..b": 1}, "attribute 'a..b': its name"),
+        ("x", {"a": float("nan")}, "attribute 'a': nan is no text, number or bytes"),
+        ("x", {"a": "\ud800"}, "has the character"),
+        ("x", {"a": "\x1b"}, r"attribute 'a' has the character '\\x1b'"),
         ("x", {"a": ""}, "attribute 'a' is empty"),
         ("x", {"a": [1]}, r"attribute 'a': \[1\] is no text, number or bytes"),
         ("x", {"a": True}, "attribute 'a': True is no text"),
+        ("x\x00", {}, r"the body has the character '\\x00'"),
     ],
 )
 async def test_what_is_refused(body: str, attributes: dict[str, Any], fault: str, tmp_path: Path) -> None:
@@ -197,7 +204,7 @@ async def test_outside_a_router_it_says_so() -> None:
         await jobs.send("x")
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "{x}", "x" * 81, "orders.fifo", "ü"])
+@pytest.mark.parametrize("name", ["", "a/b", "{x}", "x" * 81, ".fifo", "x" * 76 + ".fifo", "a.fifo.fifo", "ü"])
 def test_a_queues_name(name: str) -> None:
     with pytest.raises(ConfigError, match="a queue's name is 1 to 80 letters"):
         Queue(name)
@@ -243,7 +250,8 @@ async def test_a_lambda_function_gets_the_record(tmp_path: Path, clock: ManualCl
     async with app_of(tmp_path, handler, clock=clock) as app:
         sent = await Operations(app).send("sqs", ["jobs", "hello"], {"attribute": ["color=red", "size=a=b"]}, str(tmp_path))
         await until(lambda: got)
-    assert sent == {"MessageId": sent["MessageId"], "MD5OfMessageBody": "5d41402abc4b2a76b9719d911017c592"}
+    assert sent.keys() == {"MessageId", "MD5OfMessageBody", "MD5OfMessageAttributes"}
+    assert sent["MD5OfMessageBody"] == "5d41402abc4b2a76b9719d911017c592"
     lists: dict[str, Any] = {"stringListValues": [], "binaryListValues": [], "dataType": "String"}
     attributes = {"color": {"stringValue": "red", **lists}, "size": {"stringValue": "a=b", **lists}}
     (record,) = got[0]["Records"]
@@ -490,6 +498,10 @@ def refused(folder: Path, *handlers: Any, toml: str = "") -> str:
         ("[sqs.queues.jobs]\nretention = 59", "[sqs.queues.jobs] retention=59.0: from 60 seconds to 14 days"),
         ("[sqs.queues.'a b']\nvisibility = 5", "[sqs.queues] 'a b': a queue's name is"),
         ("[sqs.queues.jobs]\ndlq = 'sqs:bad'", "[sqs.queues.jobs] dlq 'sqs:bad': a queue's name is"),
+        ("delay = 901", "[sqs] delay: expected float <= 900.0"),
+        ("[sqs.queues.jobs]\ndlq = 'bad.fifo'", "the dead-letter queue of a FIFO queue is a FIFO queue, and of no other"),
+        ("[sqs.queues.'jobs.fifo']\ndlq = 'bad'", "[sqs.queues.jobs.fifo] dlq='bad': the dead-letter queue of a FIFO queue is"),
+        ("[sqs.queues.jobs]\ncontent_dedupe = true", "only FIFO queues know repeats; their names end in .fifo"),
         ("[sqs.queues.jobs]\ndlq = 'jobs'", "[sqs.queues.jobs] dlq: dead messages would go round, jobs -> jobs;"),
         (
             "[sqs.queues.a]\ndlq = 'b'\n[sqs.queues.b]\ndlq = 'c'\n[sqs.queues.c]\ndlq = 'b'",
@@ -513,6 +525,8 @@ def test_settings_that_are_refused(toml: str, fault: str, tmp_path: Path) -> Non
         ("a{x}", "b{x}", False),
         ("{x}b", "a{y+}", True),
         ("{x}", "{y}", True),
+        ("{x}", "jobs.fifo", False),
+        ("{x}.fifo", "jobs.fifo", True),
     ],
 )
 def test_two_functions_on_one_queue(one: str, two: str, clash: bool, tmp_path: Path) -> None:
@@ -538,7 +552,7 @@ def test_one_function_may_have_several_queues(tmp_path: Path) -> None:
     app_of(tmp_path, work)
 
 
-@pytest.mark.parametrize("queue", ["", "a/b", "a.fifo", "{x", "x" * 81, "{a}/{b}"])
+@pytest.mark.parametrize("queue", ["", "a/b", "a.txt", "{x", "x" * 81, "{a}/{b}"])
 def test_a_trigger_that_is_none(queue: str) -> None:
     with pytest.raises(ConfigError, match=r"a queue's name is|a wildcard is written"):
         sqs(queue)
@@ -549,7 +563,7 @@ def test_a_trigger_that_is_none(queue: str) -> None:
     ("target", "fault"),
     [
         ("sqs:a b", "'a b': a queue's name is 1 to 80 letters"),
-        ("sns:a/b", "a topic's name is 1 to 256 characters"),
+        ("sns:a/b", "a topic's name is 1 to 256 letters"),
         ("sqs:jobs", "that starts work itself, and it would never end"),
         ("sns:own", "that starts work itself"),
         ("lambda:work", "that starts work itself"),
@@ -570,6 +584,9 @@ async def test_send_says_what_is_wrong(tmp_path: Path) -> None:
             (["a b", "x"], {}, "send sqs: 'a b': a queue's name is"),
             (["jobs", ""], {}, "send sqs: the body is empty"),
             (["jobs", "x"], {"attribute": ["color"]}, "write NAME=VALUE"),
+            (["jobs", "x"], {"delay": ["901"]}, "send sqs: delay=901.0: 0 to 900 seconds"),
+            (["jobs", "x"], {"group": ["a"]}, "send sqs: only FIFO queues have groups"),
+            (["jobs.fifo", "x"], {}, "send sqs: a message of a FIFO queue needs a group"),
         ):
             with pytest.raises(ConfigError, match=fault):
                 await Operations(app).send("sqs", arguments, options, str(tmp_path))
@@ -589,7 +606,7 @@ async def test_what_waits_in_order_behind_a_message_goes_on_when_that_is_deleted
     async with app_of(tmp_path, closed, clock=clock):
         for text in ("first", "second"):
             await jobs.send({"key": "k", "text": text})
-        (head,) = await jobs.receive(10, visibility=1000)
+        (head,) = await jobs.receive(1, visibility=1000)
         assert head.json()["text"] == "first"
 
     @on(sqs("jobs"), order_by="$.key")
