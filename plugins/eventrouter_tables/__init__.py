@@ -181,8 +181,10 @@ class SyncTable:
 
 
 def check(config: TablesConfig, pairs: Sequence[tuple[str, Trigger]]) -> None:
-    if config.database:
-        check_url(config.database)
+    try:
+        check_url(config.database or "sqlite:///none")
+    except ConfigError as error:
+        raise ConfigError(f"[tables] {error}") from None
     for name, trigger in pairs:
         assert isinstance(trigger, TableTrigger)
         try:

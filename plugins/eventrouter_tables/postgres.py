@@ -82,8 +82,8 @@ class PostgresFeed:
         if not self._slot:
             saved = await self._router.get(self._key)
             self._slot = saved.decode().split()[0] if saved else f"eventrouter_{os.urandom(4).hex()}"
-        if not re.fullmatch(r"[a-z0-9_]{1,63}", self._slot):
-            raise EventRouterError(f"[tables] slot = {self._slot!r}: PostgreSQL takes small letters, digits and _, up to 63")
+        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", self._slot):
+            raise EventRouterError(f"[tables] slot = {self._slot!r}: write small letters, digits and _, up to 63, no digit first")
         return self._slot
 
     async def _find_tables(self, sql: AsyncConnection[Any]) -> dict[int, str]:

@@ -719,6 +719,8 @@ def test_what_is_refused_at_load(make: Callable[[], Any], fault: str) -> None:
 def test_a_trigger_without_a_database(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"function 'seen': table orders: which database\?"):
         app_of(tmp_path, Seen().handler, toml="")
+    with pytest.raises(ConfigError, match=r"\[tables\] database 'mysql://u@h/d': no kind of database"):
+        app_of(tmp_path, Seen().handler, toml='[tables]\ndatabase = "mysql://u:pw@h/d"')
 
 
 def test_urls_are_shown_without_secrets(tmp_path: Path) -> None:
