@@ -206,6 +206,12 @@ class Engine:
             )
         return outcome
 
+    def has(self, name: str) -> bool:
+        return name in self.lanes
+
+    async def call(self, name: str, event: Event) -> Outcome:
+        return await self.invoke(self.lanes[name], None, event, NOTHING)
+
     def _count_throttle(self, lane: Lane) -> None:
         lane.throttled += 1
         now = self._clock.monotonic()

@@ -77,7 +77,7 @@ class Intake:
         """Journal each event once for every function that wants it; see `Router.deliver`."""
         entries: list[Entry] = []
         now = self._clock.time()
-        lineage = self.lineage()
+        lineage = None if cause.get() is None else self.lineage()  # the usual case needs no call
         for event in events:
             if event.time is None:
                 event.time = now
@@ -188,8 +188,7 @@ class Intake:
             if event.source in self.queueing and name not in self.lanes:  # a queue keeps what nobody takes from it; it was sent before
                 entry = self.queued(event)
                 entries.append(Entry(name, event, entry.hint, entry.key))
-            elif found is not None:
-                assert lane is not None
+            elif lane is not None and found is not None and (found[0] is None or lane.function.lets_in(found[0], event)):
                 entries.append(Entry(name, event, found, lane.function.order_key(event, *found)))
         return self._accept(entries), len(events) - len(entries)
 

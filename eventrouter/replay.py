@@ -7,6 +7,7 @@ from typing import NamedTuple
 from eventrouter.errors import JournalError
 from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Archived, Journal
+from eventrouter.lineage import ATTRIBUTE as LINEAGE
 from eventrouter.model import Event
 
 
@@ -48,4 +49,5 @@ def _takes_from(intake: Intake, function: str, owner: str) -> bool:
 
 def _again(event: Event, name: str) -> Event:
     attributes = {**event.attributes, "replay": name}
+    attributes.pop(LINEAGE, None)  # what led to it led to it once; it begins anew, as what is redriven does
     return Event(event.source, event.type, event.subject, event.data, event.content_type, time=event.time, attributes=attributes)

@@ -16,7 +16,7 @@ from eventrouter.idempotency import unserializable
 from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Claim, Entry, Journal, Note
 from eventrouter.lanes import Lane
-from eventrouter.lineage import ATTRIBUTE
+from eventrouter.lineage import ATTRIBUTE, cause
 from eventrouter.model import (
     Dead,
     Decision,
@@ -138,7 +138,9 @@ class Settlement:
                 extra={"action": "invocation.dead", **extra},
             )  # fmt: skip
             if not of_notice(claim.event):
+                token = cause.set(claim)  # what comes of the notice has its lineage, so that an end can be put to it
                 self._notices.tell(_notice(claim, decision))
+                cause.reset(token)
         elif isinstance(decision, RetryAt):
             log.warning(
                 "%s: attempt %d of %s: %s; next in %.1f s",

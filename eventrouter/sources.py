@@ -85,6 +85,10 @@ class Intake(Protocol):
 
     async def expire(self, source: str, subject: str) -> int: ...
 
+    def has(self, name: str) -> bool: ...
+
+    def call(self, name: str, event: Event) -> Awaitable[Outcome]: ...
+
 
 class Health(msgspec.Struct, frozen=True):
     """What `/readyz` says. sources: by name, "live", "starting", or why it is lost; journal:
@@ -172,6 +176,14 @@ class Router:
         `Failed(error_type="InvalidPayload")`.
         """
         return self._intake.request(binding, event, captures, stream)
+
+    def has(self, function: str) -> bool:
+        """Whether the app has a function of that name."""
+        return self._intake.has(function)
+
+    def call(self, function: str, event: Event) -> Awaitable[Outcome]:
+        """As `request`, for any function of the app, by its name: the event's data is its payload."""
+        return self._intake.call(function, event)
 
     @property
     def endpoints(self) -> list[Endpoint]:

@@ -76,6 +76,20 @@ def test_http_notes(place: Place) -> None:
     assert json.loads(place.curl("/notes?done=true&limit=5")) == []
     assert json.loads(place.curl("/notes")) == ["buy milk"]
     assert json.loads(place.curl("/notes/one"))["status"] == 400
+    assert json.loads(place.curl("/notes", "-d", '{"text": ""}'))["detail"] == "$.text: expected str of length >= 1"
+    assert json.loads(place.curl("/openapi.json"))["paths"]["/notes/{id}"]["get"]["parameters"][0]["schema"] == {"type": "integer"}
+
+
+def test_http_live(place: Place) -> None:
+    place.serve("http_live.py")
+    assert json.loads(place.curl("/jobs/7/progress"))["status"] == 403
+    key = ["-H", "x-api-key: only-for-the-example"]
+    events = place.curl("/jobs/7/progress?pause=0", "-N", *key).split("\n\n")
+    assert [json.loads(event.removeprefix("data: "))["percent"] for event in events[:5]] == [0, 25, 50, 75, 100]
+    assert events[5:] == ["event: done\ndata: bye", ""]
+    assert json.loads(place.curl("/jobs/seven/progress", *key))["detail"] == "job: expected int, got str"
+    assert "Access-Control-Allow-Origin: *" in place.curl("/jobs/7/progress?pause=0", "-i", "-H", "Origin: https://a.example", *key)
+    assert place.curl("/primes?below=12").split() == ["2", "3", "5", "7", "11"]
 
 
 def test_mqtt_thermostat(place: Place) -> None:
@@ -146,6 +160,20 @@ def test_tables_shop(place: Place) -> None:
     assert json.loads(place.curl("/stock/lamp")) == {"item": "lamp", "count": 1}
     place.run("send", "tables", "orders", '{"item": "lamp", "count": 2}')
     place.says("RuntimeError: no lamp in stock")
+
+
+def test_events_shop(place: Place) -> None:
+    place.serve("events_shop.py")
+    assert "event" in json.loads(place.curl("/orders", "-d", '{"id": "7", "total": 120}'))
+    place.says("Order Placed: order 7 is large")
+    place.says("Order Placed: {'id': '7', 'total': 120.0}\n")
+    place.run("send", "events", '{"Source": "shop", "DetailType": "Order Changed", "Detail": "{\\"id\\": \\"8\\", \\"total\\": 20000}"}')
+    place.says("alarm: check: order 8 is too large")
+    event = '{"specversion": "1.0", "id": "1", "source": "shop", "type": "order.placed", "data": {"id": "9", "total": 5}}'
+    assert json.loads(place.curl("/events", "-H", "Content-Type: application/cloudevents+json", "-d", event)) == {"id": "shop 1"}
+    place.says("order.placed: {'id': '9', 'total': 5}\n")
+    assert place.run("replay", "--function", "log", "--since", "1h") == "3 replayed\n"
+    place.says("order.placed: {'id': '9', 'total': 5} again")
 
 
 def test_every_example_is_tested() -> None:

@@ -17,12 +17,13 @@ import pytest
 
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal import schema
+from eventrouter.journal import archive, schema
 from eventrouter.journal.database import Database, RowClaim
 from eventrouter.journal.protocol import Entry, Journal, LetterQuery
 from eventrouter.journal.running import Running
 from eventrouter.journal.sqlite import SqliteJournal
-from eventrouter.model import RetryAt
+from eventrouter.journal.writer import Limits
+from eventrouter.model import Event, RetryAt
 from journal_contract import DONE, JournalContract, entries, event, numbers
 from support import until
 
@@ -192,6 +193,34 @@ class TestFile(JournalContract):
         await journal.close()
         journal = make()
         await journal.open()  # and now it is of today's
+        await journal.close()
+
+    async def test_an_event_is_accepted_and_archived_or_neither(
+        self, make: Callable[..., SqliteJournal], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        journal = make(archive=3600)
+        await journal.open()
+        with monkeypatch.context() as patch:
+            patch.setattr(archive, "_ADD", "INSERT INTO archive VALUES (?, ?, ?, ?, 'no such column')")
+            with pytest.raises(JournalError):
+                await journal.accept(entries("f", 1))
+        await journal.accept(entries("f", 2))
+        assert (await journal.depth())["f"]["waiting"] == 1
+        assert [int(kept.event.data) for kept in await journal.archived("f", 0, 1e12)] == [2]
+        await journal.close()
+
+    async def test_the_archive_counts_for_the_size_of_the_backlog(self, make: Callable[..., SqliteJournal]) -> None:
+        journal = make(archive=3600, limits=Limits(size=4 << 20))
+        await journal.open()
+        journal.want("f", 1000)
+        taken = 0
+        while not journal.fault and taken < 100:
+            await journal.accept([Entry("f", Event("test", "t", "s", bytes(100_000)))])
+            (claim,) = await self.claims(journal, 1)
+            journal.settle(claim, DONE)
+            taken += 1
+        assert "the backlog is full" in journal.fault
+        assert len(await journal.archived("f", 0, 1e12)) == taken
         await journal.close()
 
     async def test_an_upgrade_that_fails_changes_nothing(self, make: Callable[..., SqliteJournal], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from eventrouter import App, Batch, Event, Retry, invoke, on
+from eventrouter.control import Operations
 from eventrouter.invoking import InvokeError
 from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.lineage import LIMIT
@@ -162,6 +163,25 @@ async def test_a_loop_ends_after_a_restart_too_and_redrive_begins_a_new_chain(tm
         (again,) = await letters(app)
         assert again.reason == "RecursiveLoop"
     assert len(runs) == LIMIT
+
+
+async def test_replay_begins_a_new_chain(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    @on(local("a"))
+    async def a(event: Event) -> None:
+        seen.append(event.attributes.get("lineage"))
+        if event.json():
+            await put(app, "a", 0)
+
+    async with make_app(tmp_path, a, plugins=Plugins([LOCAL]), toml='[journal]\narchive = "7d"\n') as app:
+        began = app.clock.time() - 1
+        await put(app, "a", 1)
+        await until(lambda: len(seen) == 2)
+        await Operations(app).replay("a", began)
+        await until(lambda: len(seen) == 5)
+    assert seen[:2] == [None, {"a": 1}]
+    assert sorted(seen[2:], key=str) == [None, None, {"a": 1}]
 
 
 async def test_destinations_are_links_of_the_chain(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def send_command(source: str, arguments: tuple[str, ...], config: Path | None, d
     eventrouter send mqtt TOPIC PAYLOAD [--qos 1]
     eventrouter send sns TOPIC MESSAGE [--attribute K=V]
     eventrouter send sqs QUEUE BODY [--attribute K=V] [--delay S] [--group G]
+    eventrouter send events JSON [--bus NAME]
     eventrouter send http "POST /path" [BODY]
     """
     words, options = _split(f"send {source}", arguments)

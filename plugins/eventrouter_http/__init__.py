@@ -13,11 +13,12 @@ from msgspec import Meta
 
 from eventrouter import Event, Plugin, Trigger, Wild, Wildcards, hookimpl
 from eventrouter.errors import ConfigError, explain
+from eventrouter_http.auth import ApiKey, Auth, Authorizer, Jwt, authorizer, jwt, read_auth
 from eventrouter_http.cors import Cors
 from eventrouter_http.payload import payload_1, payload_2
 from eventrouter_http.routes import bare, captured
 
-__all__ = ["Cors", "HttpTrigger", "http"]
+__all__ = ["Cors", "HttpTrigger", "authorizer", "http", "jwt"]
 
 METHODS = ("ANY", "GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 RESERVED = ("/healthz", "/readyz")
@@ -28,7 +29,8 @@ class HttpConfig(msgspec.Struct, kw_only=True):
 
     read_timeout: seconds for a request's head, for its body, and that a connection may be idle.
     stage: "$default", or what paths begin with, as `prod` in `/prod/devices`; stage_variables: handed to Lambda functions.
-    cors: for all routes that say nothing themselves. cert, key: PEM files; with them it speaks TLS.
+    openapi: whether `/openapi.json` and `/docs` tell of the routes.
+    auth, cors: for all routes that say nothing themselves. cert, key: PEM files; with them it speaks TLS.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +40,9 @@ class HttpConfig(msgspec.Struct, kw_only=True):
     stage: Annotated[str, Meta(pattern=r"^(\$default|[A-Za-z0-9_-]+)$")] = "$default"
     stage_variables: dict[str, str] = {}
     cors: Cors | None = None
+    auth: str | dict[str, Any] | None = None
+    api_keys: dict[str, ApiKey] = {}
+    openapi: bool = True
     cert: str | None = None
     key: str | None = None
 
@@ -45,17 +50,23 @@ class HttpConfig(msgspec.Struct, kw_only=True):
 class HttpTrigger(Trigger):
     """`http(...)` makes it. route: as API Gateway's route key. method: "ANY" too. pattern: of the path; "" is `$default`.
 
-    cors: None leaves it to the config, False is none at all.
+    auth, cors: None leaves it to the config; "none" and False are none at all.
     """
 
     source = "http"
 
     def __init__(
-        self, route: str, mode: Literal["request", "event"], payload: Literal["2.0", "1.0"], cors: Cors | Literal[False] | None
+        self,
+        route: str,
+        mode: Literal["request", "event"],
+        payload: Literal["2.0", "1.0"],
+        auth: Auth | None,
+        cors: Cors | Literal[False] | None,
     ) -> None:
         self.route = route
         self.mode = mode
         self.payload = payload
+        self.auth = auth
         self.cors = cors
         if mode not in ("request", "event"):
             raise ConfigError(
@@ -86,6 +97,11 @@ class HttpTrigger(Trigger):
             return None
         return captured(self._wildcards, event.subject) if self.pattern else {}
 
+    def auth_in(self, config: HttpConfig) -> Jwt | Authorizer | Literal["api-key"] | None:
+        """What callers need; None: the route is open."""
+        auth = self.auth or read_auth(config.auth, "[http]") or "none"
+        return None if auth == "none" else auth
+
     def query(self, event: Event) -> Mapping[str, list[str]]:
         return parse_qs(event.attributes["query"], keep_blank_values=True)
 
@@ -102,6 +118,7 @@ def http(
     *,
     mode: Literal["request", "event"] = "request",
     payload: Literal["2.0", "1.0"] = "2.0",
+    auth: Auth | Mapping[str, Any] | None = None,
     cors: Cors | Mapping[str, Any] | bool | None = None,
 ) -> HttpTrigger:
     """Start the function with requests to `route`.
@@ -110,12 +127,14 @@ def http(
         comes before `{name}`, that before `{name+}`; a method before `ANY`.
     mode: "request" sends what the handler returns; "event" journals the request, answers 202 `{"id": ...}`, then runs.
     payload: which of API Gateway's formats a Lambda function gets.
+    auth: who may call it: "api-key", `jwt(...)`, `authorizer(...)`; "none" opens it where `[http] auth` says otherwise.
+        What is known of the caller is `event.attributes["authorizer"]`, and `requestContext.authorizer` of a Lambda function.
     cors: which pages of other origins may call it: `Cors(...)`, the same as a table, True for any; False shuts out what
         `[http.cors]` lets in.
 
     The payload is the body, parameters with defaults are query parameters.
     """
-    return HttpTrigger(route, mode, payload, _cors(route, cors))
+    return HttpTrigger(route, mode, payload, read_auth(auth, f"http({route!r})"), _cors(route, cors))
 
 
 def _cors(route: str, given: Cors | Mapping[str, Any] | bool | None) -> Cors | Literal[False] | None:
@@ -131,6 +150,10 @@ def check(config: HttpConfig, pairs: Sequence[tuple[str, HttpTrigger]]) -> None:
     """Two functions can't answer one route; half of what TLS needs is a mistake."""
     if (config.cert is None) != (config.key is None):
         raise ConfigError(f"[http] {'key' if config.key is None else 'cert'} is missing; TLS needs both cert and key")
+    read_auth(config.auth, "[http]")
+    needs_key = [name for name, trigger in pairs if trigger.auth_in(config) == "api-key"]
+    if needs_key and not config.api_keys:
+        raise ConfigError(f"function {needs_key[0]!r} wants API keys and there are none; write [http.api_keys.NAME] with a key or hash")
     taken: dict[tuple[str, str], str] = {}
     for name, trigger in pairs:
         key = (trigger.method, re.sub(r"\{\w+", "{", trigger.pattern))
@@ -146,6 +169,32 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+_SAMPLE = "POST /devices/oven?verbose=true"
+
+
+def sample(
+    request: str = _SAMPLE,
+    body: str = '{"celsius": 21.5}',
+    *,
+    payload: Literal["2.0", "1.0"] = "2.0",
+    route: str = "",
+    header: list[str] = ["Content-Type: application/json"],  # noqa: B006 - read only
+) -> dict[str, Any]:
+    """What a Lambda function gets; each header is "Name: value". route: "" is the request's own path."""
+    route = route or ("POST /devices/{device}" if request == _SAMPLE else request.partition("?")[0])
+    method, _, target = request.partition(" ")
+    path, _, query = target.partition("?")
+    trigger = http(route, payload=payload)
+    headers = {"host": "localhost:8080", "user-agent": "sample"}
+    headers |= {name.lower(): value for name, value in (text.split(": ", 1) for text in header if ": " in text)}
+    asked = {"method": method, "path": path, "query": query, "headers": headers, "protocol": "HTTP/1.1", "ip": "127.0.0.1"}
+    kind = headers.get("content-type", "application/octet-stream")
+    event = Event("http", "http.request", path, body.encode(), kind, time=1767225600.0, attributes=asked)
+    if trigger.matches(event) is None:
+        raise ConfigError(f"sample http: {request!r} is not for the route {trigger.route!r}")
+    return trigger.aws_event((event,))
+
+
 @hookimpl
 def eventrouter_plugin() -> Plugin:
     # Always there: /healthz and /readyz tell how the router is, whatever starts its functions.
@@ -155,5 +204,6 @@ def eventrouter_plugin() -> Plugin:
         always=True,
         config=HttpConfig,
         triggers={"http": http},
+        sample=sample,
         check=check,  # type: ignore[arg-type]  # it is only given triggers of its own
     )

@@ -147,7 +147,7 @@ def _time(seconds: float) -> str:
 
 def _authorizer_2(found: Mapping[str, Any]) -> dict[str, Any]:
     if "jwt" not in found:
-        return dict(found)
+        return {name: found[name] for name in ("lambda", "apiKey") if name in found}
     return {"jwt": {"claims": _as_text(found["jwt"]["claims"]), "scopes": found["jwt"]["scopes"]}}
 
 

@@ -49,18 +49,18 @@ class Routes(Generic[T]):
         self._exact: dict[str, Leaf[T]] = {}
         self._root: _Node[T] = _Node()
 
-    def add(self, method: str, pattern: str, value: T) -> None:
-        """pattern: `/devices/{device}`, `/files/{path+}`. The first of one method and path stays."""
+    def add(self, method: str, pattern: str, value: T) -> bool:
+        """pattern: `/devices/{device}`, `/files/{path+}`. False: there is one of that method and path, and it stays."""
         pattern = bare(pattern)
         wildcards = Wildcards(pattern, "http path")
-        if not wildcards.names:
-            self._exact.setdefault(pattern, {}).setdefault(method, (value, wildcards))
-            return
+        leaf = self._leaf(pattern) if wildcards.names else self._exact.setdefault(pattern, {})
+        return leaf.setdefault(method, (value, wildcards))[1] is wildcards
+
+    def _leaf(self, pattern: str) -> Leaf[T]:
         node = self._root
         for segment in pattern[1:].split("/"):
             if segment.endswith("+}"):
-                node.rest.setdefault(segment.partition("{")[0], {}).setdefault(method, (value, wildcards))
-                return
+                return node.rest.setdefault(segment.partition("{")[0], {})
             if "{" not in segment:
                 node = node.literals.setdefault(segment, _Node())
             elif _NAME.fullmatch(segment):
@@ -70,7 +70,7 @@ class Routes(Generic[T]):
                 text = _NAME.sub("{}", segment)
                 node.partly.setdefault(text, (Wildcards(segment, "http path"), _Node()))
                 node = node.partly[text][1]
-        node.here.setdefault(method, (value, wildcards))
+        return node.here
 
     def find(self, method: str, path: str) -> tuple[T, Mapping[str, str]] | None:
         """What answers a request, and the wildcards' values; None: no route does. path: as `captured` wants it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,6 +16,8 @@ from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
 from eventrouter_http.answers import JSON, NONE, from_lambda, from_typed, problem
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
 from eventrouter_http.cors import Cors
+from eventrouter_http.guards import Guard, Guards
+from eventrouter_http.openapi import document
 from eventrouter_http.routes import Routes
 from eventrouter_http.streams import MORE, Stream
 
@@ -25,6 +28,16 @@ Handle = Callable[[web.BaseRequest, Mapping[str, str]], Awaitable[web.StreamResp
 class Route(NamedTuple):
     handle: Handle
     cors: Cors | None = None
+
+
+def _fixed(kind: str, body: bytes) -> Handle:
+    # Its scripts and styles are in the page itself, and it talks to nobody else.
+    headers = {"Content-Type": kind, "Content-Security-Policy": "default-src 'self' 'unsafe-inline'"}
+
+    async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
+        return web.Response(body=body, headers=headers)
+
+    return handle
 
 
 class HttpSource(Source[HttpConfig]):
@@ -58,8 +71,9 @@ class HttpSource(Source[HttpConfig]):
         address = runner.addresses[0]
         self.url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{address[1]}"
         self.router.listens(self.url)
-        if self.router.bindings and not is_loopback(host):
-            routes = ", ".join(str(binding.trigger) for binding in self.router.bindings)
+        triggers = [binding.trigger for binding in self.router.bindings if isinstance(binding.trigger, HttpTrigger)]
+        routes = ", ".join(str(trigger) for trigger in triggers if trigger.auth_in(self.config) is None)
+        if routes and not is_loopback(host):
             self.router.log.warning("anyone who reaches %s can call %s", self.url, routes, extra={"action": "http.open"})
 
     async def stop(self) -> None:
@@ -98,10 +112,13 @@ class HttpSource(Source[HttpConfig]):
     # Routes
 
     def _add_routes(self) -> None:
+        guards = Guards(self.config, self.router)
         for binding in self.router.bindings:
             trigger = binding.trigger
             assert isinstance(trigger, HttpTrigger)
-            handle = self._journalled(binding) if trigger.mode == "event" else self._answered(binding)
+            auth = trigger.auth_in(self.config)
+            guard = guards.of(auth, trigger) if auth is not None else None
+            handle = self._journalled(binding, guard) if trigger.mode == "event" else self._answered(binding, guard)
             cors = self.config.cors if trigger.cors is None else trigger.cors or None
             route = Route(self._cross_origin(handle, cors), cors)
             self._has_cors = self._has_cors or cors is not None
@@ -110,11 +127,21 @@ class HttpSource(Source[HttpConfig]):
             else:
                 self._default = route
         for endpoint in self.router.endpoints:
-            self._routes.add(endpoint.method, endpoint.path, Route(self._served(endpoint)))
+            if not self._routes.add(endpoint.method, endpoint.path, Route(self._served(endpoint))):
+                raise EventRouterError(f"http: {endpoint.method} {endpoint.path} is answered twice, once by another source; change a path")
         for path, answer in (("/healthz", self._healthz), ("/readyz", self._readyz)):
             self._routes.add("GET", path, Route(answer))
             self._routes.add("HEAD", path, Route(answer))
+        if self.config.openapi:
+            self._document()
         self._has_cors = self._has_cors or self.config.cors is not None
+
+    def _document(self) -> None:
+        """`/openapi.json` and `/docs`, unless the app has routes of its own there."""
+        made = msgspec.json.encode(document(self.router.base.name, self._prefix, self.router.bindings, self.config))
+        page = Path(__file__).with_name("docs.html").read_bytes()
+        for path, kind, body in (("/openapi.json", JSON, made), ("/docs", "text/html; charset=utf-8", page)):
+            self._routes.add("GET", path, Route(_fixed(kind, body)))
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.path_safe
@@ -197,32 +224,50 @@ class HttpSource(Source[HttpConfig]):
 
         return handle
 
-    def _answered(self, binding: Binding) -> Handle:
+    async def _admitted(
+        self, request: web.BaseRequest, captures: Mapping[str, str], binding: Binding, guard: Guard | None
+    ) -> Event | web.Response:
+        """The request as an event, or why there is none; the body of somebody who may not call is not read."""
+        event = self._event(request, b"")
+        if guard is not None:
+            found = await guard(event, captures)
+            if isinstance(found, web.Response):
+                return found
+            event.attributes = {**event.attributes, "authorizer": found}
+        event.data = await read_body(request, self.config)
+        if binding.function.where is not None and not self.router.wants(binding, event):
+            return _unwanted(request)
+        return event
+
+    def _answered(self, binding: Binding, guard: Guard | None) -> Handle:
         run = self.router.request
-        filtered = binding.function.where is not None
+        plain = guard is None and binding.function.where is None
 
         async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.StreamResponse:
-            event = self._event(request, await read_body(request, self.config))
-            if filtered and not self.router.wants(binding, event):
-                return _unwanted(request)
+            event: Event | web.Response
+            if plain:
+                event = self._event(request, await read_body(request, self.config))
+            else:
+                event = await self._admitted(request, captures, binding, guard)
+                if isinstance(event, web.Response):
+                    return event
             stream = Stream(request)
             try:
                 outcome = await run(binding, event, captures, stream)
             except Throttled as error:
                 return problem(429, str(error), {"Retry-After": "1"})
+            stream.over = True
             if stream.answer is not None and not isinstance(outcome, Succeeded):
                 return stream.cut()
             return self._answer(binding, outcome)
 
         return handle
 
-    def _journalled(self, binding: Binding) -> Handle:
-        filtered = binding.function.where is not None
-
+    def _journalled(self, binding: Binding, guard: Guard | None) -> Handle:
         async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
-            event = self._event(request, await read_body(request, self.config))
-            if filtered and not self.router.wants(binding, event):
-                return _unwanted(request)
+            event = await self._admitted(request, captures, binding, guard)
+            if isinstance(event, web.Response):
+                return event
             try:
                 self.router.check(binding, event, captures)
                 await self.router.deliver_to(binding, event)

@@ -22,13 +22,15 @@ MORE: web.RequestKey[Mapping[str, str]] = web.RequestKey("more", Mapping)
 class Stream:
     """Sends a handler's chunks to whom asked. answer: what was begun; None: nothing was sent yet.
 
+    over: the attempt has ended, whatever of its handler refused to end; nothing more may be sent.
     request: its MORE are headers that the answer has besides its own.
     """
 
-    __slots__ = ("_request", "answer")
+    __slots__ = ("_request", "answer", "over")
 
     def __init__(self, request: web.BaseRequest) -> None:
         self.answer: web.StreamResponse | None = None
+        self.over = False
         self._request = request
 
     async def __call__(self, result: Any) -> web.StreamResponse:
@@ -43,7 +45,8 @@ class Stream:
         chunks: AsyncIterator[Any] = result.body if isinstance(result, Response) else result
         connection.streaming = task
         try:
-            return await self._send(result, chunks)
+            if not connection.gone:
+                return await self._send(result, chunks)
         except ConnectionError:
             if not connection.gone:  # the handler's own
                 raise
@@ -67,6 +70,8 @@ class Stream:
             return self.answer or await self._begin(status, said)
         async for chunk in chunks:
             kind, data = _encoded(chunk, lines)
+            if self.over:
+                raise ConnectionError("the answer is over")
             if self.answer is None:
                 said.setdefault("Content-Type", kind)
                 await self._begin(status, said)

@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote_plus
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from eventrouter import Event, Plugin, Trigger, Wild, Wildcards, call_from_thread, hookimpl
 from eventrouter.errors import ConfigError, suggest
-from eventrouter_s3 import files
+from eventrouter_s3.files import IGNORED, Names
+from eventrouter_s3.notifications import HAPPEN, S3Object, event_of, record, test_event, types_of
+
+if TYPE_CHECKING:
+    from eventrouter_s3.source import S3Source
 
 __all__ = ["Bucket", "S3Object", "S3Trigger", "s3"]
 
-_HAPPEN = ("ObjectCreated:*", "ObjectCreated:Put", "ObjectRemoved:*", "ObjectRemoved:Delete")
-
 
 class S3Config(msgspec.Struct, kw_only=True):
-    """`[s3]`. root: bucket NAME is the folder root/NAME, made if missing. buckets: folders by name, elsewhere."""
+    """`[s3]`. root: bucket NAME is the folder root/NAME, made if missing. buckets: folders by name, elsewhere.
+
+    ignore: patterns of file names that are no objects; names that begin with a dot never are.
+    """
 
     root: str = "buckets"
     buckets: dict[str, str] = {}
+    ignore: tuple[str, ...] = IGNORED
 
     def folder(self, bucket: str, base: Path) -> Path:
         """Where a bucket is. base: where relative paths start."""
         return base / self.buckets.get(bucket, f"{self.root}/{bucket}")
-
-
-class S3Object(msgspec.Struct, kw_only=True):
-    """The payload of an S3 event for a typed handler. event: "ObjectCreated:Put" or "ObjectRemoved:Delete".
-
-    size: bytes; etag: the MD5 of the content, in hex; both empty for what is removed. sequencer: orders events of one key.
-    """
-
-    bucket: str
-    key: str
-    event: str
-    sequencer: str
-    size: int | None = None
-    etag: str | None = None
 
 
 class S3Trigger(Trigger):
@@ -54,29 +44,27 @@ class S3Trigger(Trigger):
         check_bucket(bucket)
         self.bucket = bucket
         self.initial = initial
+        self.suffix = suffix
         self._events = tuple(event.removeprefix("s3:") for event in events) or ("ObjectCreated:*",)
-        for event in self._events:
-            if event not in _HAPPEN:
-                raise ConfigError(f"s3({bucket!r}): event {event!r} never happens in a folder{suggest(event, _HAPPEN)}")
-        self._prefix, self._suffix = prefix, suffix
+        self._types = {f"s3.{event}" for event in types_of(self._events, f"s3({bucket!r})")}
+        self._prefix = prefix
         self._key = Wildcards(key, "s3 key") if key else None
         self.names = self._key.names if self._key else ()
         self.path = (bucket, *self._key.path) if self._key else (bucket, Wild.REST)
 
     def matches(self, event: Event) -> Mapping[str, str] | None:
-        happened = event.type.removeprefix("s3.")
-        if not any(happened == want or (want.endswith("*") and happened.startswith(want[:-1])) for want in self._events):
+        if event.type not in self._types:
             return None
         bucket, _, key = event.subject.partition("/")
-        if bucket != self.bucket or not key.startswith(self._prefix) or not key.endswith(self._suffix):
+        if bucket != self.bucket or not key.startswith(self._prefix) or not key.endswith(self.suffix):
             return None
         return self._key.match(key) if self._key else {}
 
     def aws_event(self, events: Sequence[Event]) -> dict[str, Any]:
-        return {"Records": [_record(event) for event in events]}
+        return {"Records": [record(event) for event in events]}
 
     def __str__(self) -> str:
-        options = {"prefix": self._prefix, "suffix": self._suffix, "key": self._key.text if self._key else ""}
+        options = {"prefix": self._prefix, "suffix": self.suffix, "key": self._key.text if self._key else ""}
         shown = [f"s3 {self.bucket}", *self._events, *(f"{name}={value}" for name, value in options.items() if value)]
         return " ".join(shown)
 
@@ -84,48 +72,26 @@ class S3Trigger(Trigger):
 def s3(bucket: str, *events: str, prefix: str = "", suffix: str = "", key: str = "", initial: bool = False) -> S3Trigger:
     """Start the function when an object of `bucket` appears, is replaced, or goes.
 
-    events: `"ObjectCreated:*"` (the default), `"ObjectRemoved:*"`.
+    events: S3's names, with or without `s3:`: `"ObjectCreated:*"` (the default), `"ObjectCreated:Put"`, `"ObjectCreated:Copy"` (moved
+        within the bucket), `"ObjectRemoved:*"`.
     prefix, suffix: of the keys wanted. key: a pattern of keys: `"reports/{year}/{name}.csv"`.
     initial: also for the objects that are there when the bucket is first seen.
 
-    Only finished files count; names that begin with a dot, and links, are no objects. The payload is an
-    S3Object; a Lambda function gets AWS's S3 event with one record.
+    Only finished files count; names that begin with a dot or that `[s3] ignore` names, and links, are no objects. The payload is an
+    S3Object; a Lambda function gets AWS's S3 event with one record. Raises ConfigError.
     """
     return S3Trigger(bucket, events, prefix, suffix, key, initial)
 
 
-def _record(event: Event) -> dict[str, Any]:
-    it = msgspec.json.decode(event.data, type=S3Object)
-    described: dict[str, Any] = {"key": quote_plus(it.key, safe="/")}
-    if it.size is not None:
-        described |= {"size": it.size, "eTag": it.etag}
-    return {
-        "eventVersion": "2.1",
-        "eventSource": "aws:s3",
-        "awsRegion": "local",
-        "eventTime": event.envelope()["time"],
-        "eventName": it.event,
-        "userIdentity": {"principalId": "local"},
-        "requestParameters": {"sourceIPAddress": "127.0.0.1"},
-        "responseElements": {"x-amz-request-id": it.sequencer, "x-amz-id-2": event.id},
-        "s3": {
-            "s3SchemaVersion": "1.0",
-            "configurationId": "eventrouter",
-            "bucket": {"name": it.bucket, "ownerIdentity": {"principalId": "local"}, "arn": f"arn:aws:s3:::{it.bucket}"},
-            "object": {**described, "sequencer": it.sequencer},
-        },
-    }
-
-
 def check_bucket(name: str) -> None:
-    if not name or name.startswith(".") or set(name) & set("/\\{}"):
+    if not name or name.startswith(".") or set(name) & set("/\\{}\0"):
         raise ConfigError(f"bucket {name!r}: a bucket's name is a folder's: no '/', '{{' or '}}', no dot in front")
 
 
 class Bucket:
     """A bucket to read and write from handlers; making one does nothing yet.
 
-    Every method raises ValueError for a key that is none (`../x`), NotRunning outside a handler.
+    Every method raises ValueError for a key that is none (`../x`) or leads through a link, NotRunning outside a handler.
     """
 
     def __init__(self, name: str) -> None:
@@ -135,26 +101,23 @@ class Bucket:
 
     async def read(self, key: str) -> bytes:
         """The object's content. Raises FileNotFoundError."""
-        return await asyncio.to_thread(files.path_of(self._folder(), key).read_bytes)
+        return await _source().read(self.name, key)
 
     async def write(self, key: str, data: bytes | str) -> None:
-        """Make or replace an object: whoever reads sees the old or the new, never a part."""
-        content = data.encode() if isinstance(data, str) else data
-        await asyncio.to_thread(files.write, self._folder(), key, content)
+        """Make or replace an object; it is on disk when this returns. Whoever reads sees the old or the new, never a part."""
+        if isinstance(data, str):
+            data = data.encode()
+        elif not isinstance(data, bytes):
+            raise TypeError(f"{self!r}.write({key!r}): data is bytes or str, not {type(data).__name__}; encode it first")
+        await _source().write(self.name, key, data)
 
     async def delete(self, key: str) -> None:
         """Remove an object; none there is no error, as in S3."""
-        await asyncio.to_thread(partial(files.path_of(self._folder(), key).unlink, missing_ok=True))
+        await _source().delete(self.name, key)
 
     async def list(self, prefix: str = "") -> list[str]:
         """The keys that begin with `prefix`, sorted."""
-        folder = self._folder()
-        return await asyncio.to_thread(lambda: sorted(key for key, _ in files.scan(folder) if key.startswith(prefix)))
-
-    def _folder(self) -> Path:
-        from eventrouter_s3.source import S3Source  # noqa: PLC0415 - sources load when they are needed
-
-        return S3Source.current().folder(self.name)
+        return await _source().keys(self.name, prefix)
 
     def __repr__(self) -> str:
         return f"Bucket({self.name!r})"
@@ -183,12 +146,52 @@ class SyncBucket:
         return call_from_thread(f"{self._bucket!r}.sync", lambda: self._bucket.list(prefix))
 
 
-def check(config: S3Config, pairs: Sequence[tuple[str, Trigger]]) -> None:
+def _source() -> S3Source:
+    from eventrouter_s3.source import S3Source  # noqa: PLC0415 - sources load when they are needed
+
+    return S3Source.current()
+
+
+def check(config: S3Config, pairs: Sequence[tuple[str, Any]]) -> None:
     for name in config.buckets:
         check_bucket(name)
+    for pattern in config.ignore:
+        if "/" in pattern or not pattern:
+            raise ConfigError(f"[s3] ignore: {pattern!r}: patterns are of file names, without '/'")
+    names = Names(config.ignore)
+    for function, trigger in pairs:
+        if trigger.suffix and "/" not in trigger.suffix and not names.finished(f"x{trigger.suffix}"):
+            raise ConfigError(
+                f"{function}: {trigger}: files that end so count as unfinished and start nothing; change [s3] ignore, or the suffix"
+            )
+
+
+def sample(
+    bucket: str = "uploads", key: str = "berlin/may 2026.csv", *, event: str = "ObjectCreated:Put", size: int = 1024
+) -> dict[str, Any]:
+    """The notification of such an event; of `TestEvent`, what S3 sends when a notification is set up."""
+    check_bucket(bucket)
+    wanted = event.removeprefix("s3:")
+    if wanted not in (*HAPPEN, "TestEvent"):
+        raise ConfigError(f"sample s3: --event {event!r} makes no sample{suggest(wanted, (*HAPPEN, 'TestEvent'))}")
+    now = time.time_ns()
+    gone = wanted.startswith("ObjectRemoved")
+    it = S3Object(bucket=bucket, key=key, event=wanted, sequencer=f"{now:016X}{gone:02X}")
+    if not gone:
+        it.size, it.etag = size, "d41d8cd98f00b204e9800998ecf8427e"
+    made = event_of(it, now / 1e9)
+    return test_event(made) if wanted == "TestEvent" else s3(bucket, wanted).aws_event([made])
 
 
 @hookimpl
 def eventrouter_plugin() -> Plugin:
     # Always there: handlers started by any source read and write buckets.
-    return Plugin(name="s3", source="eventrouter_s3.source:S3Source", always=True, config=S3Config, triggers={"s3": s3}, check=check)
+    return Plugin(
+        name="s3",
+        source="eventrouter_s3.source:S3Source",
+        always=True,
+        config=S3Config,
+        triggers={"s3": s3},
+        check=check,
+        sample=sample,
+    )

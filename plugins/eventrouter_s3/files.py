@@ -1,273 +1,216 @@
-"""What a bucket's folder holds, and what has changed in it. Everything here blocks; the source calls it in threads."""
+"""A bucket's folder: which files in it are objects, and how to reach them without leaving it. Everything here blocks."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
+import errno
+import fnmatch
 import os
+import re
 import shutil
-import signal
 import stat
-import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
-import msgspec
-
-_WHOLE_MD5 = 64 * 1024 * 1024  # bytes; what is larger gets an ETag of the form that multipart uploads have
-_RACY = 0.02  # seconds: a file written twice within one tick of the kernel's clock looks the same both times
-_STILL = 1.0  # seconds without a change, where nothing else tells that a file is finished
+IGNORED = ("*.tmp", "*.part", "*.partial", "*.crdownload", "*~")  # what programs name files that they have not finished
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC  # opening a pipe must not wait
 
 
-class Seen(NamedTuple):
-    """A version of an object. Times in nanoseconds since 1970."""
+class Names:
+    """Which names are those of objects. ignore: patterns of file names that are not."""
 
-    size: int
-    modified: int
-    inode: int
-    sequencer: str
+    def __init__(self, ignore: Iterable[str] = IGNORED) -> None:
+        self._ignored = re.compile("|".join(map(fnmatch.translate, ignore)) or r"(?!)").match
 
+    def visible(self, name: str) -> bool:
+        """Of a folder; and of a file, unless it is ignored."""
+        return not name.startswith(".")
 
-class Change(NamedTuple):
-    """What happened to a key. seen: the new version; None: the object is gone, `sequencer` says after which version."""
+    def finished(self, name: str) -> bool:
+        """Of a file."""
+        return not name.startswith(".") and self._ignored(name) is None
 
-    key: str
-    seen: Seen | None
-    sequencer: str
-    at: float
-    etag: str | None = None
+    def is_key(self, key: str) -> bool:
+        parts = key.split("/")
+        return all(part and self.visible(part) for part in parts) and self.finished(parts[-1]) and "\0" not in key
 
-
-def path_of(folder: Path, key: str) -> Path:
-    """The file of a key. Raises ValueError for what would be no object or lie outside the bucket."""
-    parts = key.split("/")
-    if any(part == "" or part.startswith(".") for part in parts) or "\0" in key:
-        raise ValueError(f"key {key!r}: parts between '/' can't be empty or begin with a dot")
-    path = folder.joinpath(*parts)
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"key {key!r}: a link leads out of the bucket")
-    return path
+    def check(self, key: str) -> None:
+        """Raises ValueError for what is no object's key here."""
+        parts = key.split("/")
+        if any(part == "" or part.startswith(".") for part in parts) or "\0" in key:
+            raise ValueError(f"key {key!r}: parts between '/' can't be empty, begin with a dot or hold NUL")
+        if not self.finished(parts[-1]):
+            raise ValueError(f"key {key!r}: files of that name are taken for unfinished ones, see [s3] ignore; choose another")
+        key.encode()
 
 
-def write(folder: Path, key: str, content: bytes | Path) -> int:
-    """Put bytes, or a copy of a file, in place at once. Returns the size."""
-    path = path_of(folder, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".eventrouter-{uuid.uuid4().hex}")
+class Link(ValueError):
+    """A symbolic link is in the way: it is no object, and what it leads to may be outside the bucket."""
+
+
+@contextmanager
+def opened(folder: Path, inside: str = "", *, make: bool = False) -> Iterator[int]:
+    """A handle of a subfolder, given as keys begin (`"a/b/"`), reached without following any link. Raises Link, OSError."""
+    handle = os.open(folder, _FOLDER)
     try:
-        with unfinished.open("xb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                with content.open("rb") as original:
-                    shutil.copyfileobj(original, file)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return size
-
-
-def scan(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Every object: (key, stat). below: only in this subfolder, given as the beginning of keys (`"a/b/"`)."""
-    todo = [below]
-    while todo:
-        prefix = todo.pop()
-        try:
-            entries = list(os.scandir(folder / prefix))
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # it went meanwhile; what was in it is missing from the scan
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
+        for part in inside.split("/")[:-1]:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=handle)
             try:
-                if entry.is_dir(follow_symlinks=False):
-                    todo.append(f"{prefix}{entry.name}/")
-                elif entry.is_file(follow_symlinks=False):
-                    yield prefix + entry.name, entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-
-
-class Manifest:
-    """What was last reported of a bucket: in memory, and as lines of JSON appended to a file.
-
-    No fsync: what a power cut takes of it is found again as the same events, and repeats run once.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.seen: dict[str, Seen] = {}
-        self.is_new = True  # until all that was there at first sight has been noted down
-        lines = 0
-        for line in file.read_bytes().splitlines() if file.exists() else ():
-            try:
-                key, *fields = msgspec.json.decode(line)
-            except (msgspec.DecodeError, ValueError):
-                continue  # a crash tore it
-            lines += 1
-            if not key:
-                self.is_new = False
-            elif fields:
-                self.seen[key] = Seen(*fields)
-            else:
-                self.seen.pop(key, None)
-        if lines > 1000 + 2 * len(self.seen):
-            compact = file.with_suffix(".new")
-            compact.write_bytes(b"".join([_line("", None), *(_line(key, seen) for key, seen in self.seen.items())]))
-            compact.replace(file)
-        self._file = file.open("ab")
-        self._file.write(b"\n")  # ends a torn line
-
-    def report(self, changes: Iterable[Change]) -> None:
-        """These have been delivered."""
-        for change in changes:
-            self._file.write(_line(change.key, change.seen))
-            if change.seen is None:
-                self.seen.pop(change.key, None)
-            else:
-                self.seen[change.key] = change.seen
-        self._file.flush()
-
-    def complete(self) -> None:
-        """What was there at first sight has been noted down."""
-        self._file.write(_line("", None))
-        self._file.flush()
-        self.is_new = False
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _line(key: str, seen: Seen | None) -> bytes:
-    return msgspec.json.encode([key, *(seen or ())]) + b"\n"
-
-
-class Folder:
-    """A bucket's folder, compared with its manifest."""
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.unnamable: set[str] = set()  # files whose names are no text
-        self._leases = _leases_work(path)
-        self._waiting: dict[str, tuple[int, int, float]] = {}  # size, modified, since: of files that are being written
-
-    def differences(self, below: str = "") -> list[str]:
-        """The keys whose files are not as last reported."""
-        seen = self.manifest.seen
-        missing = {key for key in seen if key.startswith(below)} if below else set(seen)
-        found = []
-        for key, status in scan(self.path, below):
-            missing.discard(key)
-            if not _same(seen.get(key), status):
-                found.append(key)
-        return found + sorted(missing)
-
-    def examine(self, keys: Iterable[str], closed: set[str], now: float) -> tuple[list[Change], list[str]]:
-        """What has happened to these keys, and which must be looked at again as they are being written.
-
-        closed: keys whose writer was just seen to close them. now: seconds since 1970.
-        """
-        changes: list[Change] = []
-        again: list[str] = []
-        for key in keys:
-            try:
-                key.encode()
-            except UnicodeEncodeError:
-                self.unnamable.add(key)
-                continue
-            known = self.manifest.seen.get(key)
-            try:
-                status = (self.path / key).lstat()
-                if not stat.S_ISREG(status.st_mode):
-                    raise FileNotFoundError
-                if _same(known, status):
-                    self._waiting.pop(key, None)
-                    continue
-                if not self._finished(key, status, key in closed, now):
-                    again.append(key)
-                    continue
-                etag = _etag(self.path / key)
-            except (FileNotFoundError, NotADirectoryError):
-                self._waiting.pop(key, None)
-                if known is not None:
-                    changes.append(Change(key, None, known.sequencer + "01", now))
-                continue
-            except PermissionError:
-                etag = ""  # not ours to read; it is there all the same
-            self._waiting.pop(key, None)
-            # The same version found twice (a crash before it was noted down) must have the same sequencer.
-            sequencer = f"{status.st_ctime_ns:016X}"
-            changes.append(
-                Change(key, Seen(status.st_size, status.st_mtime_ns, status.st_ino, sequencer), sequencer, status.st_ctime, etag)
-            )
-        return changes, again
-
-    def _finished(self, key: str, status: os.stat_result, closed: bool, now: float) -> bool:
-        if 0 <= now - status.st_ctime < _RACY:
-            return False
-        if self._leases:
-            free = _nobody_writes(self.path / key)
-            if free is not None:
-                return free
-        if closed:
-            return True
-        size, modified, since = self._waiting.get(key, (-1, -1, now))
-        if (size, modified) != (status.st_size, status.st_mtime_ns):
-            self._waiting[key] = (status.st_size, status.st_mtime_ns, now)
-            return False
-        return not 0 <= now - since < _STILL
-
-
-def _same(known: Seen | None, status: os.stat_result) -> bool:
-    return known is not None and known[:3] == (status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-def _nobody_writes(path: Path) -> bool | None:
-    """Whether no process has the file open for writing; None where the kernel won't tell."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except PermissionError:
-        return None
-    try:
-        # Linux grants a read lease only while nobody writes; closing gives it back. Who opens the file in between
-        # waits that long, and the kernel sends a signal: SIGURG, which is ignored unless somebody asked for it.
-        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None  # another's file
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=handle)
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP) and stat.S_ISLNK(status_of(handle, part).st_mode):
+                    raise Link(f"key {inside!r}: {part!r} is a link, and links are no part of a bucket") from None
+                raise
+            os.close(handle)
+            handle = inner
+        yield handle
     finally:
         os.close(handle)
+
+
+def status_of(folder: int, name: str) -> os.stat_result:
+    return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+def open_file(folder: int, name: str) -> int:
+    """A handle for reading. Raises Link, FileNotFoundError for what is no file."""
+    try:
+        handle = os.open(name, _FILE, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Link(f"{name!r} is a link, and links are no objects") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise FileNotFoundError(errno.ENOENT, "not a file", name)
+    return handle
+
+
+def split(key: str) -> tuple[str, str]:
+    """`"a/b/c"` -> `"a/b/"`, `"c"`."""
+    folder, slash, name = key.rpartition("/")
+    return folder + slash, name
+
+
+def read(folder: Path, key: str) -> bytes:
+    inside, name = split(key)
+    try:
+        with opened(folder, inside) as parent, open(open_file(parent, name), "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(errno.ENOENT, "no such object", f"{folder.name}/{key}") from None
+
+
+def write(folder: Path, key: str, content: bytes | Path, coming: Callable[[os.stat_result], None] | None = None) -> int:
+    """Put bytes, or a copy of a file, in place at once and for good. Returns the size.
+
+    coming: called before anybody can see it, with the status of the file that will be there.
+    """
+    inside, name = split(key)
+    unfinished = f".eventrouter-{uuid.uuid4().hex}"
+    try:
+        with opened(folder, inside, make=True) as parent:
+            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=parent)
+            try:
+                with open(handle, "wb") as file:  # noqa: PTH123
+                    if isinstance(content, bytes):
+                        file.write(content)
+                    else:
+                        with content.open("rb") as original:
+                            shutil.copyfileobj(original, file)
+                    file.flush()
+                    os.fsync(handle)
+                    status = os.fstat(handle)
+                if coming is not None:
+                    coming(status)
+                os.replace(unfinished, name, src_dir_fd=parent, dst_dir_fd=parent)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(unfinished, dir_fd=parent)
+                raise
+            os.fsync(parent)
+    except (NotADirectoryError, IsADirectoryError) as error:
+        if error.filename == str(content):
+            raise
+        raise ValueError(
+            f"key {key!r}: a file can't have the name of a folder; S3 may hold 'a' beside 'a/b', a file system can't"
+        ) from None
+    return status.st_size
+
+
+def delete(folder: Path, key: str, going: Callable[[], None] | None = None) -> bool:
+    """Whether there was such an object. going: called when there is, before it goes."""
+    inside, name = split(key)
+    try:
+        with opened(folder, inside) as parent:
+            if not stat.S_ISREG(status_of(parent, name).st_mode):
+                return False
+            if going is not None:
+                going()
+            os.unlink(name, dir_fd=parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     return True
 
 
-def _leases_work(folder: Path) -> bool:
-    """Some file systems refuse every lease with the error that means "it is being written"."""
-    if not hasattr(fcntl, "F_SETLEASE"):
-        return False
-    with tempfile.NamedTemporaryFile(prefix=".eventrouter-", dir=folder) as probe:
-        path = Path(probe.name)
-        if _nobody_writes(path) is not False:
-            return False
-        reader = path.open("rb")
-        probe.file.close()
-        with reader:
-            return _nobody_writes(path) is True
+class Listing:
+    """Goes through a bucket's folder. unnamable: paths that are no text; closed: subfolders that can't be looked into, and why."""
+
+    def __init__(self, folder: Path, names: Names) -> None:
+        self._folder = folder
+        self._names = names
+        self.unnamable: set[str] = set()
+        self.closed: dict[str, str] = {}
+
+    def __call__(self, below: str = "") -> Iterator[tuple[str, list[tuple[str, os.stat_result]]]]:
+        """Each subfolder, given as keys begin, with the objects right in it. below: only this one and those in it."""
+        todo = [below]
+        while todo:
+            inside = todo.pop()
+            found: list[tuple[str, os.stat_result]] = []
+            try:
+                with opened(self._folder, inside) as handle, os.scandir(handle) as entries:
+                    for entry in entries:
+                        self._look_at(entry, inside, found, todo)
+            except (FileNotFoundError, NotADirectoryError, Link):
+                self.closed.pop(inside, None)
+                continue  # it went meanwhile; what was in it is missing from the listing
+            except OSError as error:
+                self.closed[inside] = error.strerror or str(error)
+                continue
+            self.closed.pop(inside, None)
+            yield inside, found
+
+    def _look_at(self, entry: os.DirEntry[str], inside: str, found: list[tuple[str, os.stat_result]], todo: list[str]) -> None:
+        name = entry.name
+        if not self._names.visible(name):
+            return
+        try:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if not (is_folder or (entry.is_file(follow_symlinks=False) and self._names.finished(name))):
+                return
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                self.unnamable.add(inside + name)
+                return
+            if is_folder:
+                todo.append(f"{inside}{name}/")
+            else:
+                found.append((name, entry.stat(follow_symlinks=False)))
+        except FileNotFoundError:
+            return
 
 
-def _etag(path: Path) -> str:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size <= _WHOLE_MD5:
-            return hashlib.file_digest(file, _md5).hexdigest()
-        status = os.fstat(file.fileno())
-        return _md5(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest() + "-1"
-
-
-def _md5(data: bytes = b"") -> hashlib._Hash:
-    return hashlib.md5(data, usedforsecurity=False)
+def keys(folder: Path, names: Names, prefix: str) -> list[str]:
+    """The keys that begin with `prefix`, sorted."""
+    below = split(prefix)[0]
+    if below and not all(part and names.visible(part) for part in below.split("/")[:-1]):
+        return []
+    return sorted(
+        inside + name for inside, found in Listing(folder, names)(below) for name, _ in found if (inside + name).startswith(prefix)
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from watchdog.events import (
     DirCreatedEvent,
     DirDeletedEvent,
@@ -26,8 +26,11 @@ from watchdog.observers import Observer
 
 from eventrouter import Event, Router, Source
 from eventrouter.errors import ConfigError, EventRouterError, JournalError
-from eventrouter_s3 import S3Config, S3Object, S3Trigger, check_bucket, files
-from eventrouter_s3.files import Change, Folder, Manifest
+from eventrouter_s3 import S3Config, S3Trigger, check_bucket, files
+from eventrouter_s3.changes import Folder
+from eventrouter_s3.files import Names
+from eventrouter_s3.manifest import Change, Manifest
+from eventrouter_s3.notifications import S3Object, event_of
 
 # watchdog 7 may come upon a folder in a new folder twice, replaces its callback by the same one, and warns of it.
 warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
@@ -41,13 +44,17 @@ _SOON = 0.03  # seconds until a file that is being written is looked at again, a
 _LATER = 0.5  # ... and then
 _RESCAN = 30.0  # seconds between looks at everything: a full kernel queue or a network file system tells nothing
 _RESCAN_SHARE = 100  # a rescan takes at most this part of the time
+_REMEMBER = 3600.0  # seconds: what a handler wrote that was overwritten before it was reported
+
+Version = tuple[str, str, int, int]  # bucket, key, inode, modified; no inode: it was deleted
 
 
 class Hints(FileSystemEventHandler):
     """Collects, in watchdog's thread, which keys and subfolders to look at."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Names) -> None:
         self._root = f"{folder}/"
+        self._names = names
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self.any = asyncio.Event()
@@ -65,11 +72,11 @@ class Hints(FileSystemEventHandler):
     def _add(self, path: bytes | str, event: FileSystemEvent) -> None:
         name = path if isinstance(path, str) else path.decode(errors="surrogateescape")
         key = name.removeprefix(self._root)
-        if any(part.startswith(".") for part in key.split("/")) or key == name:
+        if key == name or not all(map(self._names.visible, key.split("/"))):
             return
         if event.is_directory:
             self._below.add(f"{key}/")
-        else:
+        elif self._names.is_key(key):
             self._keys.add(key)
             if isinstance(event, FileClosedEvent | FileMovedEvent):
                 self._closed.add(key)
@@ -91,6 +98,8 @@ class S3Source(Source[S3Config]):
         self._triggers = [(binding, binding.trigger) for binding in router.bindings if isinstance(binding.trigger, S3Trigger)]
         self._watched = {trigger.bucket: self._where(trigger.bucket) for _, trigger in self._triggers}
         self._starting: set[str] = set()
+        self._names = Names(config.ignore)
+        self._lineages: dict[Version, tuple[float, Mapping[str, int]]] = {}  # of what handlers wrote, until it is reported
 
     def lines(self) -> list[str]:
         return [f"s3 bucket {name} in {folder}" for name, folder in self._watched.items()]
@@ -104,11 +113,42 @@ class S3Source(Source[S3Config]):
     def _where(self, bucket: str) -> Path:
         return self.config.folder(bucket, self.router.base).resolve()
 
+    async def read(self, bucket: str, key: str) -> bytes:
+        self._names.check(key)
+        return await asyncio.to_thread(files.read, self.folder(bucket), key)
+
+    async def write(self, bucket: str, key: str, content: bytes | Path) -> int:
+        """Returns the size."""
+        self._names.check(key)
+        lineage = self.router.lineage
+
+        def coming(status: os.stat_result) -> None:
+            self._remember((bucket, key, status.st_ino, status.st_mtime_ns), lineage)
+
+        return await asyncio.to_thread(files.write, self.folder(bucket), key, content, coming)
+
+    async def delete(self, bucket: str, key: str) -> None:
+        self._names.check(key)
+        lineage = self.router.lineage
+        await asyncio.to_thread(files.delete, self.folder(bucket), key, lambda: self._remember((bucket, key, 0, 0), lineage))
+
+    async def keys(self, bucket: str, prefix: str) -> list[str]:
+        return await asyncio.to_thread(files.keys, self.folder(bucket), self._names, prefix)
+
+    def _remember(self, version: Version, lineage: Mapping[str, int] | None) -> None:
+        if lineage is not None and version[0] in self._watched:
+            self._lineages[version] = self.router.clock.monotonic(), lineage
+
+    def _lineage(self, bucket: str, change: Change) -> Mapping[str, int] | None:
+        version = (0, 0) if change.gone else (change.seen.inode, change.seen.modified)
+        found = self._lineages.pop((bucket, change.key, *version), None)
+        return None if found is None else found[1]
+
     async def send(self, bucket: str, key: str, file: Path) -> dict[str, Any]:
         """Copy FILE into the bucket under KEY."""
         check_bucket(bucket)
         try:
-            size = await asyncio.to_thread(files.write, self.folder(bucket), key, file)
+            size = await self.write(bucket, key, file)
         except OSError as error:
             raise ConfigError(f"send s3: {error.filename or file}: {error.strerror or error}") from None
         except ValueError as error:
@@ -148,7 +188,7 @@ class S3Source(Source[S3Config]):
             await asyncio.to_thread(observer.join)
 
     async def _watch(self, name: str, path: Path, observer: Any) -> None:
-        hints = Hints(path)
+        hints = Hints(path, self._names)
         try:
             # Before the first look, so that nothing falls in between.
             await asyncio.to_thread(observer.schedule, hints, str(path), recursive=True, event_filter=_LISTEN)
@@ -156,7 +196,7 @@ class S3Source(Source[S3Config]):
             raise EventRouterError(f"bucket {name}: can't watch {path}: {error.strerror}; see fs.inotify in `sysctl`") from None
         manifest = await asyncio.to_thread(Manifest, self._manifest_file(name, path))
         try:
-            folder = await asyncio.to_thread(Folder, path, manifest)
+            folder = await asyncio.to_thread(Folder, path, manifest, self._names)
             await self._keep_up(name, folder, hints)
         finally:
             manifest.close()
@@ -173,9 +213,9 @@ class S3Source(Source[S3Config]):
                 todo.update(await asyncio.to_thread(folder.differences, prefix))
             if clock.monotonic() >= rescan_at:
                 began = clock.monotonic()
-                if not folder.path.is_dir():
-                    raise EventRouterError(f"bucket {name}: its folder {folder.path} is gone; bring it back")
+                self._check(name, folder)
                 todo.update(await asyncio.to_thread(folder.differences))
+                self._forget(began - _REMEMBER)
                 rescan_at = clock.monotonic() + max(_RESCAN, _RESCAN_SHARE * (clock.monotonic() - began))
             written = await self._settle(name, folder, todo | again.keys(), closed)
             todo = set()
@@ -193,6 +233,16 @@ class S3Source(Source[S3Config]):
                 pause = _SOON if soon else _LATER
             await self._hint_or(hints, pause)
 
+    @staticmethod
+    def _check(name: str, folder: Folder) -> None:
+        if not folder.is_there():
+            raise EventRouterError(f"bucket {name}: its folder {folder.path} is gone; bring it back")
+
+    def _forget(self, before: float) -> None:
+        for version, (at, _) in list(self._lineages.items()):
+            if at < before:
+                self._lineages.pop(version, None)
+
     async def _hint_or(self, hints: Hints, seconds: float) -> None:
         timer = self.router.clock.call_later(seconds, hints.any.set)
         try:
@@ -203,22 +253,36 @@ class S3Source(Source[S3Config]):
     async def _settle(self, name: str, folder: Folder, keys: Iterable[str], closed: set[str]) -> list[str]:
         """Report what has happened to these keys; returns those that are being written."""
         written: list[str] = []
-        todo = sorted(keys)
+        todo = await asyncio.to_thread(folder.present_first, keys)
         for start in range(0, len(todo), _AT_ONCE):
             changes, again = await asyncio.to_thread(folder.examine, todo[start : start + _AT_ONCE], closed, self.router.clock.time())
             written += again
+            if any(change.gone for change in changes):
+                self._check(name, folder)
             if changes:
                 await self._deliver(name, changes, folder.manifest.is_new)
                 self.router.crash_point("ack.before")
                 await asyncio.to_thread(folder.manifest.report, changes)
                 self.router.crash_point("ack.after")
-        for key in folder.unnamable:
-            self.router.log.warning("bucket %s: %r is no object: its name is not UTF-8; rename it", name, key, extra={"action": "s3.name"})
-        folder.unnamable.clear()
+        self._tell(name, folder)
         return written
 
+    def _tell(self, bucket: str, folder: Folder) -> None:
+        """Of what was met that can't be an object."""
+        listing = folder.listing
+        for path in listing.unnamable - folder.told:
+            self.router.log.warning(
+                "bucket %s: %r is no object: its name is not UTF-8; rename it", bucket, path, extra={"action": "s3.name"}
+            )
+        for path in listing.closed.keys() - folder.told:
+            self.router.log.warning(
+                "bucket %s: can't look into %r, so nothing of it is reported: %s", bucket, path, listing.closed[path],
+                extra={"action": "s3.closed"},
+            )  # fmt: skip
+        folder.told = listing.unnamable | listing.closed.keys()
+
     async def _deliver(self, bucket: str, changes: list[Change], baseline: bool) -> None:
-        events = [_event(bucket, change) for change in changes]
+        events = [_event(bucket, change, self._lineage(bucket, change)) for change in changes]
         while True:
             try:
                 if baseline:
@@ -242,13 +306,11 @@ class S3Source(Source[S3Config]):
 
     def _manifest_file(self, name: str, folder: Path) -> Path:
         place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]  # another folder is another bucket
-        return self.router.folder / f"{name}-{place}.jsonl"
+        return self.router.folder / f"{name}-{place}.db"
 
 
-def _event(bucket: str, change: Change) -> Event:
-    happened = "ObjectCreated:Put" if change.seen else "ObjectRemoved:Delete"
-    it = S3Object(bucket=bucket, key=change.key, event=happened, sequencer=change.sequencer)
-    if change.seen:
+def _event(bucket: str, change: Change, lineage: Mapping[str, int] | None) -> Event:
+    it = S3Object(bucket=bucket, key=change.key, event=change.event, sequencer=change.sequencer)
+    if not change.gone:
         it.size, it.etag = change.seen.size, change.etag
-    subject = f"{bucket}/{change.key}"
-    return Event("s3", f"s3.{happened}", subject, msgspec.json.encode(it), id=f"{subject}#{change.sequencer}", time=change.at)
+    return event_of(it, change.at, lineage)

@@ -19,7 +19,7 @@ from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError
 from eventrouter.plugins import Plugins
 from eventrouter_http import HttpTrigger, eventrouter_plugin, http
-from http_support import Client, app_of, serving, url_of
+from http_support import Client, app_of, raw, serving, url_of
 from source_contract import Outside, SourceContract
 from support import LOCAL, LocalSource, local, make_app, put, until
 
@@ -520,3 +520,47 @@ async def test_endpoints_of_other_sources_are_served(tmp_path: Path) -> None:
         answer = await client("GET /broken")
         assert answer.status == 500
         assert b"secret" not in answer.body
+
+
+async def test_a_function_and_a_source_can_not_answer_one_route(tmp_path: Path) -> None:
+    @on(http("POST /greet/{other}"))
+    async def function() -> str:
+        return "function"
+
+    greeter = Plugin(name="greeter", source="plugins.test_http:Greeter", always=True)
+    app = make_app(tmp_path, function, toml="[http]\nport = 0\n", plugins=Plugins([LOCAL, eventrouter_plugin(), greeter]))
+    with pytest.raises(EventRouterError, match="http: POST /greet/{whom} is answered twice"):
+        await app.start()
+
+
+async def test_requests_that_are_no_paths(tmp_path: Path) -> None:
+    @on(http("GET /a"))
+    async def handler() -> str:
+        return "a"
+
+    async with serving(tmp_path, handler) as ask:
+        end = b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        assert b" 404 " in await raw(ask.app, b"OPTIONS *" + end)
+        assert (await raw(ask.app, b"CONNECT a:80" + end)).split(b" ")[1] in (b"404", b"400")
+        assert (await raw(ask.app, b"GET http://elsewhere.example/a" + end)).endswith(b"\r\n\r\na")
+
+
+async def test_triggers_in_the_config_have_all_options(tmp_path: Path) -> None:
+    toml = """
+[http]
+port = 0
+[http.api_keys.me]
+key = "0123456789abcdef"
+[functions.handler]
+on = [{ http = "GET /b", auth = "api-key", payload = "1.0", cors = { allow_origins = ["https://a.example"] } },
+      { http = "GET /c", auth = { type = "authorizer", function = "handler", identity = "$request.querystring.x" } }]
+"""
+
+    @on(http("GET /a"))
+    def handler(event, context):  # type: ignore[no-untyped-def]
+        return {"statusCode": 200, "body": event["version"]}
+
+    async with serving(tmp_path, handler, toml=toml) as ask:
+        assert (await ask("GET /b", headers={"x-api-key": "0123456789abcdef"})).body == b"1.0"
+        assert (await ask("GET /b", headers={"Origin": "https://a.example"})).headers["Access-Control-Allow-Origin"] == "https://a.example"
+        assert (await ask("GET /c")).status == 401

@@ -14,6 +14,7 @@ from eventrouter import Response, on
 from eventrouter.errors import ConfigError
 from eventrouter_http import http
 from http_support import raw, serving
+from served import Place
 
 
 def echo(key: str, **options: Any) -> Callable[..., Any]:
@@ -232,3 +233,53 @@ async def test_a_typed_answer_can_not_break_the_head(tmp_path: Path) -> None:
 def test_what_is_no_payload() -> None:
     with pytest.raises(ConfigError, match='payload=\'3\'; API Gateway knows "2.0" and "1.0"'):
         http("GET /", payload="3")  # type: ignore[arg-type]
+
+
+UNMODIFIED = '''
+import base64
+import json
+from http import cookies
+
+
+def lambda_handler(event, context):
+    """As it runs on AWS: nothing but the standard library."""
+    method = event["requestContext"]["http"]["method"]
+    body = base64.b64decode(event["body"]).decode() if event.get("isBase64Encoded") else event.get("body", "")
+    jar = cookies.SimpleCookie("; ".join(event.get("cookies", [])))
+    seen = {name: morsel.value for name, morsel in jar.items()}
+    return {
+        "statusCode": 201 if method == "POST" else 200,
+        "headers": {"Content-Type": "application/json"},
+        "cookies": ["visits=2; Path=/"],
+        "body": json.dumps({
+            "id": event["pathParameters"]["id"], "body": body, "cookies": seen,
+            "left": context.get_remaining_time_in_millis() > 0,
+        }),
+    }
+'''
+
+
+def test_a_function_written_for_aws_runs_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "lambda_function.py").write_text(UNMODIFIED)
+    (tmp_path / "app.py").write_text(
+        "from eventrouter import on\nfrom eventrouter_http import http\nfrom lambda_function import lambda_handler\n\n"
+        'on(http("ANY /things/{id}"))(lambda_handler)\n'
+    )
+    with Place(tmp_path) as place:
+        place.serve("--port", "0")
+        answer = place.curl("/things/7", "-i", "-d", "a=1", "-b", "visits=1")
+        assert "HTTP/1.1 201" in answer
+        assert "Set-Cookie: visits=2; Path=/" in answer
+        got = json.loads(answer.partition("\n\n")[2])
+        assert got == {"id": "7", "body": "a=1", "cookies": {"visits": "1"}, "left": True}
+
+
+def test_samples(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    made = json.loads(place.run("sample", "http"))
+    assert (made["version"], made["routeKey"], json.loads(made["body"])) == ("2.0", "POST /devices/{device}", {"celsius": 21.5})
+    assert made["pathParameters"] == {"device": "oven"}
+    assert json.loads(place.run("sample", "http", "GET /a"))["rawPath"] == "/a"
+    one = json.loads(place.run("sample", "http", "GET /a/b?c=1&c=2", "", "--payload", "1.0", "--route", "GET /a/{x}"))
+    assert (one["version"], one["pathParameters"], one["multiValueQueryStringParameters"]) == ("1.0", {"x": "b"}, {"c": ["1", "2"]})
+    assert "'GET /a' is not for the route 'GET /b'" in place.run("sample", "http", "GET /a", "--route", "GET /b", code=2)

@@ -72,6 +72,12 @@ def test_methods_of_one_path_may_name_their_wildcards_differently() -> None:
     assert routes.methods("/b") == set()
 
 
+def test_the_first_of_a_route_stays() -> None:
+    routes = table("GET /a", "GET /a/{x}", "GET /b/{x+}")
+    assert [routes.add("GET", path, "") for path in ("/a", "/a/{y}", "/b/{y+}", "/b/v{y+}", "/c")] == [False, False, False, True, True]
+    assert found(routes, "GET /a/1") == ("GET /a/{x}", {"x": "1"})
+
+
 @pytest.mark.parametrize("path", ["/files", "/files/", "/files//", "/files///"])
 def test_greedy_takes_at_least_one_segment(path: str) -> None:
     assert table("GET /files/{path+}").find("GET", path) is None

@@ -166,6 +166,29 @@ async def test_the_time_out_holds_while_it_streams(tmp_path: Path) -> None:
         await until(lambda: ended == [False, True])
 
 
+async def test_a_handler_that_refuses_to_end_can_not_add_to_another_answer(tmp_path: Path) -> None:
+    go, ended = asyncio.Event(), asyncio.Event()
+
+    @on(http("GET /"), timeout=0.1)
+    async def handler() -> AsyncIterator[str]:
+        try:
+            while not go.is_set():
+                try:
+                    await go.wait()
+                except asyncio.CancelledError:
+                    pass
+            yield "too late"
+        finally:
+            ended.set()
+
+    async with serving(tmp_path, handler) as ask:
+        assert (await ask("GET /")).status == 504
+        go.set()
+        async with asyncio.timeout(20):
+            await ended.wait()
+        assert (await ask("GET /healthz")).body == b"ok"  # over the same connection
+
+
 async def test_a_stream_holds_its_concurrency(tmp_path: Path) -> None:
     go = asyncio.Event()
 

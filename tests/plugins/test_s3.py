@@ -8,57 +8,22 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eventrouter import App, on
+from buckets import ALL, Seen, app_of, bucket, watching
+from eventrouter import on
 from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError
-from eventrouter.plugins import Plugins
-from eventrouter_s3 import Bucket, S3Object, eventrouter_plugin, files, s3
-from support import LOCAL, local, make_app, put, until
+from eventrouter_s3 import Bucket, S3Object, changes, files, s3, source
+from eventrouter_s3.manifest import Change, Manifest
+from eventrouter_s3.manifest import Seen as Version
+from support import local, put, until
 
-
-def app_of(folder: Path, *handlers: Callable[..., Any], toml: str = "") -> App:
-    return make_app(folder, *handlers, toml=toml, plugins=Plugins([LOCAL, eventrouter_plugin()]))
-
-
-@asynccontextmanager
-async def watching(folder: Path, *handlers: Callable[..., Any], toml: str = "") -> AsyncIterator[App]:
-    async with app_of(folder, *handlers, toml=toml) as app:
-        await until(lambda: app.supervisor and app.supervisor.ready.is_set())
-        yield app
-
-
-class Seen:
-    """A handler that notes down what it gets."""
-
-    def __init__(self, *triggers: Any) -> None:
-        self.objects: list[S3Object] = []
-
-        @on(*triggers)
-        async def seen(it: S3Object) -> None:
-            self.objects.append(it)
-
-        self.handler = seen
-
-    @property
-    def changes(self) -> list[tuple[str, str]]:
-        return [(it.event.partition(":")[0].removeprefix("Object"), it.key) for it in self.objects]
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Path:
-    folder = tmp_path / "buckets" / "uploads"
-    folder.mkdir(parents=True)
-    return folder
-
-
-ALL = ("ObjectCreated:*", "ObjectRemoved:*")
+__all__ = ["bucket"]
 
 
 async def test_created_replaced_and_removed(tmp_path: Path, bucket: Path) -> None:
@@ -121,6 +86,151 @@ async def test_moves_folders_and_atomic_replacement(tmp_path: Path, bucket: Path
         assert seen.changes == [("Created", "copied/tree/er/2")]
 
 
+async def test_what_is_moved_within_the_bucket_is_a_copy(tmp_path: Path, bucket: Path) -> None:
+    """As `aws s3 mv` does it: a copy is made, and the original deleted. What comes from elsewhere is an upload."""
+    seen = Seen(s3("uploads", *ALL))
+    (tmp_path / "new").write_text("new")
+    async with watching(tmp_path, seen.handler):
+        (bucket / "tree" / "deep").mkdir(parents=True)
+        for name in ("tree/1", "tree/deep/2"):
+            (bucket / name).write_text(name)
+        (tmp_path / "new").rename(bucket / "from outside")
+        await until(lambda: len(seen.objects) == 3)
+        assert {it.event for it in seen.objects} == {"ObjectCreated:Put"}
+        seen.objects.clear()
+        (bucket / "tree").rename(bucket / "moved")
+        await until(lambda: len(seen.objects) == 4)
+        (bucket / "moved" / "1").replace(bucket / "moved" / "deep" / "2")
+        await until(lambda: len(seen.objects) == 6)
+        os.link(bucket / "from outside", bucket / "twice")
+        await until(lambda: len(seen.objects) == 7)
+    copied, removed = "ObjectCreated:Copy", "ObjectRemoved:Delete"
+    assert sorted((it.event, it.key) for it in seen.objects) == sorted(
+        [
+            (copied, "moved/1"), (copied, "moved/deep/2"), (removed, "tree/1"), (removed, "tree/deep/2"),
+            (copied, "moved/deep/2"), (removed, "moved/1"), (copied, "twice"),
+        ]
+    )  # fmt: skip
+
+
+async def test_a_move_while_the_router_was_down_is_a_copy_too(tmp_path: Path, bucket: Path) -> None:
+    puts, copies = Seen(s3("uploads", "ObjectCreated:Put")), Seen(s3("uploads", "ObjectCreated:Copy", "ObjectRemoved:Delete"))
+    copies.handler.__name__ = "copies"
+    async with watching(tmp_path, puts.handler, copies.handler):
+        (bucket / "a").write_text("x")
+        await until(lambda: puts.objects)
+    (bucket / "a").rename(bucket / "b")
+    async with watching(tmp_path, puts.handler, copies.handler):
+        await until(lambda: len(copies.objects) == 2)
+    assert copies.changes == [("Created", "b"), ("Removed", "a")]
+    assert puts.changes == [("Created", "a")]
+
+
+async def test_files_with_names_of_unfinished_ones_are_no_objects(tmp_path: Path, bucket: Path) -> None:
+    seen = Seen(s3("uploads", *ALL))
+    async with watching(tmp_path, seen.handler):
+        for name in ("a.csv.tmp", "b.part", "c.partial", "d.crdownload", "e~", ".f.swp"):
+            (bucket / name).write_text("x")
+        (bucket / "a.csv.tmp").rename(bucket / "a.csv")
+        await until(lambda: seen.objects)
+    assert [(it.event, it.key) for it in seen.objects] == [("ObjectCreated:Put", "a.csv")]
+    async with watching(tmp_path, seen.handler, toml='[s3]\nignore = ["e*"]'):
+        await until(lambda: len(seen.objects) == 4)
+    assert seen.changes[1:] == [("Created", "b.part"), ("Created", "c.partial"), ("Created", "d.crdownload")]
+
+
+async def test_a_trigger_for_files_that_are_ignored_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"seen: s3 uploads .* suffix=.tmp: files that end so count as unfinished"):
+        app_of(tmp_path, Seen(s3("uploads", suffix=".tmp")).handler)
+    with pytest.raises(ConfigError, match=r"\[s3\] ignore: 'a/b': patterns are of file names"):
+        app_of(tmp_path, Seen(s3("uploads")).handler, toml='[s3]\nignore = ["a/b"]')
+    app_of(tmp_path, Seen(s3("uploads", suffix=".tmp")).handler, toml="[s3]\nignore = []")
+
+
+async def test_sequencers_order_the_events_of_a_key_across_restarts(tmp_path: Path, bucket: Path) -> None:
+    seen = Seen(s3("uploads", *ALL))
+    for round in range(3):
+        async with watching(tmp_path, seen.handler):
+            (bucket / "a").write_text("x" * round)
+            await until(lambda: len(seen.objects) % 3 == 1)
+            (bucket / "a").write_text("y" * round)
+            await until(lambda: len(seen.objects) % 3 == 2)
+        (bucket / "a").unlink()
+        async with watching(tmp_path, seen.handler):
+            await until(lambda: len(seen.objects) % 3 == 0)
+    sequencers = [it.sequencer for it in seen.objects]
+    assert len(sequencers) == 9
+    assert sequencers == sorted(set(sequencers))
+    assert all(len(it) == 18 and int(it, 16) for it in sequencers)
+
+
+def test_sequencers_grow_though_the_clock_is_set_back(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path / "m.db")
+    version = manifest.next_version("k", 1000)
+    put = Change("k", "ObjectCreated:Put", Version(1, 2, 3, version), 0.0, "e")
+    manifest.report([put])
+    later = manifest.next_version("k", 500)
+    manifest.report([put._replace(seen=Version(2, 2, 3, later))])
+    gone = Change("k", "ObjectRemoved:Delete", Version(2, 2, 3, later), 0.0)
+    manifest.report([gone])
+    again = Change("k", "ObjectCreated:Put", Version(1, 2, 3, manifest.next_version("k", 10)), 0.0, "e")
+    assert put.sequencer < f"{later:016X}00" < gone.sequencer < again.sequencer
+    manifest.close()
+
+
+async def test_a_disk_that_is_unmounted_while_it_runs_is_no_mass_removal(
+    tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_RESCAN", 0.1)
+    seen = Seen(s3("uploads", *ALL))
+    async with watching(tmp_path, seen.handler) as app:
+        (bucket / "a").write_text("x")
+        await until(lambda: seen.objects)
+        bucket.rename(tmp_path / "unmounted")
+        await until(lambda: "bring it back" in app.sources["s3"].router.state)
+        (tmp_path / "unmounted").rename(bucket)
+        await until(lambda: app.sources["s3"].router.state == "live")
+        (bucket / "b").write_text("x")
+        await until(lambda: len(seen.objects) == 2)
+    assert seen.changes == [("Created", "a"), ("Created", "b")]
+
+
+async def test_a_folder_that_cannot_be_read_has_not_gone(
+    tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = Seen(s3("uploads", *ALL))
+    async with watching(tmp_path, seen.handler):
+        (bucket / "shut").mkdir()
+        (bucket / "shut" / "a").write_text("x")
+        await until(lambda: seen.objects)
+    opened = files.opened
+
+    def refuses(folder: Path, inside: str = "", **more: Any) -> Any:
+        if inside.startswith("shut/"):
+            raise PermissionError(13, "Permission denied", inside)
+        return opened(folder, inside, **more)
+
+    with monkeypatch.context() as patched:  # the tests may be root's, who may read everything
+        patched.setattr(files, "opened", refuses)
+        async with watching(tmp_path, seen.handler):
+            (bucket / "b").write_text("x")
+            await until(lambda: len(seen.objects) == 2)
+    assert "can't look into 'shut/', so nothing of it is reported: Permission denied" in caplog.text
+    async with watching(tmp_path, seen.handler):
+        (bucket / "c").write_text("x")
+        await until(lambda: len(seen.objects) == 3)
+    assert seen.changes == [("Created", "shut/a"), ("Created", "b"), ("Created", "c")]
+
+
+async def test_a_damaged_manifest_is_named(tmp_path: Path, bucket: Path) -> None:
+    seen = Seen(s3("uploads"))
+    async with watching(tmp_path, seen.handler) as app:
+        (file,) = (tmp_path / ".eventrouter" / "s3").glob("*.db")
+    file.write_bytes(b"no database at all, but long enough to look at" * 50)
+    async with app_of(tmp_path, seen.handler) as app:
+        await until(lambda: f"{file}: file is not a database; delete it" in app.sources["s3"].router.state)
+
+
 async def test_what_is_no_object(tmp_path: Path, bucket: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen = Seen(s3("uploads"))
     async with watching(tmp_path, seen.handler):
@@ -154,20 +264,23 @@ async def test_first_sight_is_the_baseline_and_a_restart_notices_what_changed_on
     assert sorted(seen.changes[1:]) == [("Created", "changes"), ("Created", "comes"), ("Removed", "goes")]
 
 
-async def test_what_was_delivered_but_not_noted_down_runs_once(tmp_path: Path, bucket: Path) -> None:
-    """As after a crash between the journal's commit and the manifest's line."""
-    seen = Seen(s3("uploads"))
+async def test_what_was_delivered_but_not_noted_down_runs_once(tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a crash between the journal's commit and the manifest's."""
+    seen = Seen(s3("uploads", *ALL))
     async with watching(tmp_path, seen.handler):
-        before = {path: path.read_bytes() for path in (tmp_path / ".eventrouter" / "s3").iterdir()}
-        (bucket / "a").write_text("x")
+        (bucket / "goes").write_text("x")
         await until(lambda: seen.objects)
-    for path, content in before.items():
-        path.write_bytes(content + b'["torn')
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "report", lambda self, changes: None)
+        async with watching(tmp_path, seen.handler):
+            (bucket / "a").write_text("x")
+            (bucket / "goes").unlink()
+            await until(lambda: len(seen.objects) == 3)
     async with watching(tmp_path, seen.handler) as app:
-        await until(lambda: app.engine.intake.repeats == 1)
+        await until(lambda: app.engine.intake.repeats == 2)
         (bucket / "b").write_text("x")
-        await until(lambda: len(seen.objects) == 2)
-    assert seen.changes == [("Created", "a"), ("Created", "b")]
+        await until(lambda: len(seen.objects) == 4)
+    assert sorted(seen.changes) == [("Created", "a"), ("Created", "b"), ("Created", "goes"), ("Removed", "goes")]
 
 
 async def test_initial(tmp_path: Path, bucket: Path) -> None:
@@ -314,8 +427,8 @@ for n in range({count}):
 
 
 async def test_where_the_kernel_has_no_leases_a_file_must_lie_still(tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_leases_work", lambda folder: False)
-    monkeypatch.setattr(files, "_STILL", 0.1)
+    monkeypatch.setattr(changes, "_leases_work", lambda folder: False)
+    monkeypatch.setattr(changes, "_STILL", 0.1)
     seen = Seen(s3("uploads"))
     async with watching(tmp_path, seen.handler):
         (bucket / "closed").write_text("x")
@@ -344,7 +457,9 @@ async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     ("make", "fault"),
     [
         (lambda: s3("a/b"), "bucket 'a/b': a bucket's name"),
-        (lambda: s3("up", "ObjectMoved:*"), "event 'ObjectMoved:*' never happens in a folder; did you mean"),
+        (lambda: s3("up", "ObjectMoved:*"), "S3 has no event 'ObjectMoved:*'; did you mean 'ObjectRemoved:*'?"),
+        (lambda: s3("up", "s3:ObjectRestore:*"), "ObjectRestore:* never happens in a folder, which has no archive"),
+        (lambda: Bucket("a\0b"), "a bucket's name is a folder's"),
         (lambda: s3("up", key="{a+}/b"), "nothing can follow it"),
         (lambda: Bucket(".x"), "no dot in front"),
     ],
@@ -357,18 +472,3 @@ def test_what_is_refused_at_load(make: Callable[[], Any], fault: str) -> None:
 
 def test_events_may_be_written_with_amazons_prefix() -> None:
     assert str(s3("up", "s3:ObjectRemoved:*", suffix=".csv")) == "s3 up ObjectRemoved:* suffix=.csv"
-
-
-def test_a_manifest_is_compacted(tmp_path: Path) -> None:
-    file = tmp_path / "m.jsonl"
-    manifest = files.Manifest(file)
-    version = files.Seen(1, 2, 3, "A")
-    for n in range(2000):
-        manifest.report([files.Change("k", version._replace(size=n), "A", 0.0)])
-    manifest.complete()
-    manifest.close()
-    again = files.Manifest(file)
-    assert again.seen == {"k": version._replace(size=1999)}
-    assert not again.is_new
-    again.close()
-    assert len(file.read_bytes().split()) == 2
