@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
@@ -85,14 +86,14 @@ class BatchBinder:
         self, columns: Mapping[str, Getter], depends: Mapping[str, Depends], needs_context: bool, trigger: Trigger | None, is_lambda: bool
     ) -> None:
         self._columns = dict(columns)
-        self._records = (trigger.aws_event if trigger is not None else lambda events: _decode_any(events[0])) if is_lambda else None
+        self._records = (_aws_event(trigger) if trigger is not None else _decode_any) if is_lambda else None
         self.depends = dict(depends)
         self.needs_context = needs_context
 
     def one(self, event: Event, captures: Captures) -> Sequence[Any]:
         """Raises InvalidPayload with the path of the fault."""
         if self._records is not None:
-            return (self._records((event,)),)
+            return (self._records(event),)
         return [get(event, captures, None) for get in self._columns.values()]
 
     def all(self, rows: Sequence[Sequence[Any]], context: Context | None) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -134,22 +135,22 @@ class _Signature:
 
     def __init__(self, handler: Callable[..., Any], name: str, place: str, batch: bool) -> None:
         self.name, self.place, self.batch = name, place, batch
-        try:
-            hints = typing.get_type_hints(handler, include_extras=True)
-        except Exception as error:
-            raise ConfigError(f"{place}: {name}: its annotations can't be read: {error}") from None
+        hints, fault = _hints(handler)
         self.parameters = [p.replace(annotation=hints.get(p.name, _EMPTY)) for p in inspect.signature(handler).parameters.values()]
         starred = [str(p) for p in self.parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         if starred:
             raise ConfigError(f"{place}: {name}: nothing can fill {', '.join(starred)}; name each parameter")
         self.is_lambda = _is_lambda(self.parameters)
+        if fault is not None and not self.is_lambda:
+            raise ConfigError(f"{place}: {name}: its annotations can't be read: {fault}")
 
     def bind(self, trigger: Trigger) -> tuple[Binder | BatchBinder, list[str]]:
         """The binder, and the parameters that this trigger can't fill."""
         if self.is_lambda and self.batch:
             return BatchBinder({}, {}, True, trigger, True), []
         if self.is_lambda:
-            return Binder([lambda event, captures, context: trigger.aws_event((event,)), _context], {}, {}, True), []
+            record = _aws_event(trigger)
+            return Binder([lambda event, captures, context: record(event), _context], {}, {}, True), []
         return self._bind(trigger.names, trigger)
 
     def bind_direct(self, triggers: Sequence[Trigger]) -> Binder | BatchBinder:
@@ -235,6 +236,22 @@ class _Signature:
         raise ConfigError(
             f"{self.place}: {self.name}: with batch=, {p.name!r} is a list with a place for each event; annotate it list[...]"
         )
+
+
+def _hints(handler: Callable[..., Any]) -> tuple[dict[str, Any], Exception | None]:
+    """A handler's annotations; one that can't be read stays a text, as the name of a class imported for type checkers alone does."""
+    try:
+        return typing.get_type_hints(handler, include_extras=True), None
+    except Exception as error:
+        fault = error
+    hints: dict[str, Any] = {}
+    for name, annotation in handler.__annotations__.items():
+        alone = types.SimpleNamespace(__annotations__={name: annotation})
+        try:
+            hints |= typing.get_type_hints(alone, globalns=handler.__globals__, include_extras=True)
+        except Exception:
+            hints[name] = annotation
+    return hints, fault
 
 
 def _is_lambda(parameters: Sequence[inspect.Parameter]) -> bool:
@@ -367,6 +384,18 @@ def _pydantic(pydantic: Any, annotation: Any) -> Getter:
             raise InvalidPayload(f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
     return get
+
+
+def _aws_event(trigger: Trigger) -> Callable[[Event], Any]:
+    """What a Lambda function gets of an event; one that takes its payload as JSON may find that it is none."""
+
+    def make(event: Event) -> Any:
+        try:
+            return trigger.aws_event((event,))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidPayload(f"$: not JSON, as {trigger} hands it to Lambda functions: {error}") from None
+
+    return make
 
 
 def _decode_any(event: Event) -> Any:

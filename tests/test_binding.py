@@ -7,7 +7,7 @@ import msgspec
 import pydantic
 import pytest
 
-from eventrouter import Context, Depends, Event, on
+from eventrouter import Batch, Context, Depends, Event, on
 from eventrouter.binding import Dependencies
 from eventrouter.clock import ManualClock
 from eventrouter.errors import ConfigError, InvalidPayload
@@ -84,12 +84,27 @@ def test_lambda_functions_by_annotation() -> None:
     def ours(event: dict[str, Any], it: Context) -> Any:
         return event
 
-    def foreign(event: Any, it: "LambdaContext") -> Any:  # type: ignore[name-defined]  # noqa: F821
+    def foreign(event: "dict[str, Any]", it: "LambdaContext") -> "Answer":  # type: ignore[name-defined]  # noqa: F821
         return event
 
-    for handler in (powertools, plain, ours):
+    def unknown(event: "Order", it: "LambdaContext") -> Any:  # type: ignore[name-defined]  # noqa: F821
+        return event
+
+    for handler in (powertools, plain, ours, foreign):
         assert bind(handler, b"1") == {"Records": [1]}
-    assert "can't be read" in fault(foreign)
+    assert "can't be read: name 'Order' is not defined" in fault(unknown)
+
+
+@pytest.mark.parametrize("batch", [None, Batch(2)])
+def test_what_a_lambda_function_would_get_is_no_json(batch: Batch | None) -> None:
+    def handler(event, context): ...  # type: ignore[no-untyped-def]
+
+    trigger = local("a/{x}")
+    binder = Function(handler, [trigger], Policy(batch=batch)).binders[trigger]
+    for data in (b"on", b"\xff"):
+        event = Event("local", "t", "a/7", data)
+        with pytest.raises(InvalidPayload, match=r"^\$: not JSON, as local a/\{x\} hands it to Lambda functions: "):
+            binder.one(event, {}) if batch else binder.bind(event, {}, CONTEXT)
 
 
 def test_a_typed_first_parameter_is_no_lambda_function() -> None:

@@ -49,7 +49,7 @@ def sample_command(source: str, arguments: tuple[str, ...]) -> None:
     for name, plugin in load_plugins().by_name.items():
         samples |= {name: plugin.sample} if callable(plugin.sample) else plugin.sample or {}
     if source not in samples:
-        raise ConfigError(f"sample: no source is named {source!r}{suggest(source, samples)}; there are {', '.join(sorted(samples))}")
+        raise ConfigError(f"sample: no source is named {source!r}{suggest(source, samples)}")
     words, options = _split(f"sample {source}", arguments)
     args, kwargs = arguments_for(samples[source], f"sample {source}", words, options, Path.cwd())
     click.echo(dump(samples[source](*args, **kwargs)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import msgspec
 from aiohttp import ClientSession, web
 
 from eventrouter import Binding, Endpoint, Event, Failed, HttpRequest, Outcome, Router, Source, Succeeded, TimedOut
-from eventrouter.errors import EventRouterError, InvalidPayload, JournalError, Throttled
+from eventrouter.errors import ConfigError, EventRouterError, InvalidPayload, JournalError, Throttled
 from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
 from eventrouter_http.answers import JSON, NONE, from_lambda, from_typed, problem
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
@@ -90,6 +91,8 @@ class HttpSource(Source[HttpConfig]):
     async def send(self, request: str, body: str = "", *, header: list[str] = []) -> dict[str, Any]:  # noqa: B006 - read only
         """Make a request as a client does; each header is "Name: value"."""
         method, _, path = request.partition(" ")
+        if not re.fullmatch(r"[A-Za-z]+ /.*", request):
+            raise ConfigError(f"send http: {request!r}: write the method and the path, as in 'POST /path'")
         headers = dict(text.split(": ", 1) for text in header if ": " in text)
         url = self.url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what it listens on is no address to call
         options: dict[str, Any] = {"data": body or None, "headers": headers, "ssl": False}  # whom its certificate names is no question here

@@ -406,6 +406,9 @@ async def test_send(tmp_path: Path) -> None:
 
     async with serving(tmp_path, handler) as ask:
         answer = await Operations(ask.app).send("http", ["POST /orders", '{"item": "lamp"}'], {"header": ["X-Own: yes"]}, str(tmp_path))
+        for bad in ("/orders", "POST", "POST orders", "/ POST"):
+            with pytest.raises(ConfigError, match="write the method and the path, as in 'POST /path'"):
+                await Operations(ask.app).send("http", [bad], {}, str(tmp_path))
     assert (answer["status"], answer["body"]) == (200, '["lamp","yes"]')
 
 
