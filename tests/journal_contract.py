@@ -715,7 +715,7 @@ class JournalContract:
         journal.settle(claim, DONE)
         await journal.flush()
         (where,) = await journal.find(claim.id)
-        assert (where.state, where.due) == ("done", clock.time())
+        assert (where.state, where.attempts, where.due) == ("done", 1, clock.time())
         assert await journal.depth() == {}
         clock.advance(61)
         assert await journal.find(claim.id) == []

@@ -108,6 +108,7 @@ _TAKE: Final = _sized("UPDATE invocation SET state = 1 WHERE seq IN (", ("?1",),
 _RELEASE: Final = _sized("UPDATE invocation SET state = 0, due = accepted WHERE state = 1 AND seq IN (", ("?1",), ")")
 _PARK: Final = _sized("UPDATE invocation SET state = -1, due = accepted WHERE state = 1 AND seq IN (", ("?1",), ")")
 _RETRY: Final = "UPDATE invocation SET state = ?, due = ?, attempts = ?, deaths = 0 WHERE seq = ?"
+_KEEP: Final = "UPDATE invocation SET state = 3, due = ?, attempts = attempts + 1 WHERE seq = ?"
 _BURY: Final = "UPDATE invocation SET state = 2, due = ?, attempts = ?, reason = ?, error_type = ?, error_message = ? WHERE seq = ?"
 _DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL AS redriven, due FROM invocation INDEXED BY waiting
     WHERE state = 0 AND function = ? AND due <= ? AND (due, seq) > (?, ?) ORDER BY due, seq"""
@@ -377,7 +378,7 @@ class Database:
             else:
                 self._run(_DELETE, 1, seqs)
             return
-        self._connection.executemany("UPDATE invocation SET state = 3, due = ? WHERE seq = ?", [(now, seq) for seq in seqs])
+        self._connection.executemany(_KEEP, [(now, seq) for seq in seqs])
         self._execute(_FORGET, (now - self._history, 2 * len(seqs)))
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:

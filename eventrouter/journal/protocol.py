@@ -124,6 +124,7 @@ class Whereabouts(msgspec.Struct, frozen=True):
     """Where one invocation is. state: "waiting", "running" (handed out to the router), "dead" or "done".
     What waits for others of its order is "waiting", too.
 
+    attempts: those used up; of what is dead or done, all that were made.
     due: when it may run next, or when it ended; seconds since 1970.
     """
 

@@ -75,13 +75,24 @@ def _structured(row: dict[str, msgspec.Raw], bus: str) -> Event:
     if data is not None and encoded is not None:
         raise ValueError("data and data_base64: there can be but one of them")
     if encoded is not None:
-        return _event(attributes, _from_base64(msgspec.json.decode(encoded)), kind, bus)
+        binary = _from_base64(msgspec.json.decode(encoded))
+        if "datacontenttype" not in attributes and not _reads(binary):
+            kind = "application/octet-stream"  # what nobody named is JSON where it can be
+        return _event(attributes, binary, kind, bus)
     body = b"" if data is None else bytes(data)
     if body and not is_json(kind):
         text = msgspec.json.decode(body)
         if isinstance(text, str):
             body = text.encode(errors="replace")
     return _event(attributes, body, kind, bus)
+
+
+def _reads(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _from_base64(text: Any) -> bytes:

@@ -124,6 +124,18 @@ async def test_what_the_sdk_sends_arrives(tmp_path: Path, mode: str, data: Any, 
     assert found[0].content_type == kind
 
 
+@pytest.mark.parametrize(
+    ("data", "kind", "detail"),
+    [("AP8=", "application/octet-stream", {"base64": "AP8="}), ("eyJhIjoxfQ==", "application/json", {"a": 1})],
+)
+async def test_binary_data_of_no_named_type_are_json_where_they_can_be(tmp_path: Path, data: str, kind: str, detail: Any) -> None:
+    found, shaped, take, handler = collector()
+    async with app_of(tmp_path, take, handler) as app:
+        assert (await post(app, json.dumps({**MINIMAL, "data_base64": data}), {"Content-Type": CE}))[0] == 202
+        await until(lambda: found and shaped)
+    assert (found[0].content_type, shaped[0]["detail"]) == (kind, detail)
+
+
 async def test_a_batch_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     found, _, take, _ = collector()
     rows = [{**MINIMAL, "id": str(n), "data": {"n": n}} for n in range(3)]
@@ -190,7 +202,7 @@ async def test_each_bus_has_its_path(tmp_path: Path) -> None:
         ({"data": {}, "data_base64": "AA=="}, "data and data_base64"),
         ({"data_base64": "!"}, "data_base64: not base64"),
         ({"data_base64": 3}, "data_base64: not base64"),
-        ({"data_base64": "ew=="}, "data: no JSON"),
+        ({"data_base64": "ew==", "datacontenttype": "application/json"}, "data: no JSON"),
         ({"source": "eventrouter"}, "source: 'eventrouter' is the router's own"),
     ],
 )
