@@ -265,10 +265,7 @@ class S3Source(Source[S3Config]):
             if any(change.gone for change in changes):
                 self._check(name, folder)
             if changes:
-                await self._deliver(name, changes, folder.manifest.is_new)
-                self.router.crash_point("ack.before")
-                await asyncio.to_thread(folder.manifest.report, changes)
-                self.router.crash_point("ack.after")
+                await self._deliver(name, folder, changes)
         self._tell(name, folder)
         return written
 
@@ -286,21 +283,32 @@ class S3Source(Source[S3Config]):
             )  # fmt: skip
         folder.told = listing.unnamable | listing.closed.keys()
 
-    async def _deliver(self, bucket: str, changes: list[Change], baseline: bool) -> None:
+    async def _hand_over(self, folder: Folder, changes: list[Change], events: list[Event]) -> None:
+        if folder.manifest.is_new:
+            receipts = [
+                self.router.deliver_to(binding, event)
+                for binding, trigger in self._triggers
+                if trigger.initial
+                for event in events
+                if trigger.matches(event) is not None
+            ]
+            await asyncio.gather(*receipts)
+        else:
+            await self.router.deliver(events)
+        self.router.crash_point("ack.before")
+        await asyncio.to_thread(folder.manifest.report, changes)
+        self.router.crash_point("ack.after")
+
+    async def _deliver(self, bucket: str, folder: Folder, changes: list[Change]) -> None:
         events = [self._event(bucket, change) for change in changes]
         while True:
+            task = asyncio.create_task(self._hand_over(folder, changes, events))
             try:
-                if baseline:
-                    receipts = [
-                        self.router.deliver_to(binding, event)
-                        for binding, trigger in self._triggers
-                        if trigger.initial
-                        for event in events
-                        if trigger.matches(event) is not None
-                    ]
-                    await asyncio.gather(*receipts)
-                else:
-                    await self.router.deliver(events)
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                # What is on disk must be noted down, or the next change of a key would be told as one of the version before.
+                await asyncio.gather(task, return_exceptions=True)
+                raise
             except JournalError as error:
                 self.router.lost(f"bucket {bucket}: {error}")
                 await self.router.clock.sleep(1)
