@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from eventrouter.errors import EventRouterError
+from eventrouter.errors import BadOption, EventRouterError
 
 
 class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,9 +23,9 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 10_000:
-            raise ValueError(f"Batch: size={self.size!r}: 1 to 10000")
+            raise BadOption(f"Batch: size={self.size!r}: 1 to 10000")
         if not 0 <= self.window <= 300:
-            raise ValueError(f"Batch: window={self.window!r}: 0 to 300 seconds")
+            raise BadOption(f"Batch: window={self.window!r}: 0 to 300 seconds")
 
     def __str__(self) -> str:
         return f"{self.size}, window {self.window:g} s{', bisect' if self.bisect else ''}"

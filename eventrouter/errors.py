@@ -17,6 +17,10 @@ class ConfigError(EventRouterError):
     """The user's app or configuration is wrong: found at load, never while events run."""
 
 
+class BadOption(ConfigError, ValueError):
+    """A value such as `Batch(0)` that can't be one: an error of the user's app, and a ValueError to who made it."""
+
+
 class PluginError(EventRouterError):
     """A plugin could not be loaded or does not keep the contract."""
 

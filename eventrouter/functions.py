@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from eventrouter.batches import Batch
 from eventrouter.binding import bind_triggers
-from eventrouter.errors import ConfigError, explain, suggest
+from eventrouter.errors import BadOption, ConfigError, explain, suggest
 from eventrouter.model import Event, Trigger, viewed
 from eventrouter.paths import parse_path
 from eventrouter.patterns import Pattern, PatternError
@@ -45,7 +45,7 @@ class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         parse_path(self.path)
         if not 0 < self.ttl < float("inf"):
-            raise ValueError(f"Idempotent: ttl={self.ttl!r}: more than 0 seconds")
+            raise BadOption(f"Idempotent: ttl={self.ttl!r}: more than 0 seconds")
 
     def __str__(self) -> str:
         return f"{self.path}, ttl {self.ttl:g} s"

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from eventrouter.errors import BadOption
+
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\['([^']*)'\]")
 
 
@@ -21,12 +23,12 @@ def json_path(text: str) -> Callable[[Any], Any]:
     while at < len(text):
         match = _STEP.match(text, at)
         if match is None:
-            raise ValueError(f"JSON path {text!r}: {text[at:]!r} is not understood; write $.name, [0] or ['any name']")
+            raise BadOption(f"JSON path {text!r}: {text[at:]!r} is not understood; write $.name, [0] or ['any name']")
         name, index, quoted = match.groups()
         steps.append(int(index) if index is not None else name if name is not None else quoted)
         at = match.end()
     if not text.startswith("$"):
-        raise ValueError(f"JSON path {text!r}: write $.name")
+        raise BadOption(f"JSON path {text!r}: write $.name")
 
     def find(payload: Any) -> Any:
         for step in steps:
@@ -46,7 +48,7 @@ def parse_path(text: str) -> Callable[[Any], str | None]:
     """
     find = json_path(text)
     if text == "$":
-        raise ValueError(f"JSON path {text!r}: write $.name")
+        raise BadOption(f"JSON path {text!r}: write $.name")
 
     def key(payload: Any) -> str | None:
         found = find(payload)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from eventrouter.errors import BadOption
 from eventrouter.model import Dead, Decision, Done, Failed, Interrupted, Outcome, Release, RetryAt, Succeeded
 
 
@@ -44,21 +45,21 @@ def exponential(first: float, factor: float, cap: float, jitter: bool = True) ->
     """`exponential(2, 10, 300)` waits about 2 s, 20 s, 200 s, 300 s, 300 s ..."""
     for name, value, least in (("first", first, 0), ("factor", factor, 1), ("cap", cap, first)):
         if not least <= value < float("inf"):
-            raise ValueError(f"exponential({first!r}, {factor!r}, {cap!r}): {name} must be {least:g} or more")
+            raise BadOption(f"exponential({first!r}, {factor!r}, {cap!r}): {name} must be {least:g} or more")
     return Backoff(first, factor, cap, jitter)
 
 
 def fixed(seconds: float) -> Backoff:
     """The same wait before every retry."""
     if not 0 <= seconds < float("inf"):
-        raise ValueError(f"fixed({seconds!r}): seconds must be 0 or more")
+        raise BadOption(f"fixed({seconds!r}): seconds must be 0 or more")
     return Backoff(seconds, 1, seconds, jitter=False)
 
 
 def delays(*seconds: float) -> Backoff:
     """A wait for each retry, the last one for every later one: `delays(0, 1, 20)` waits 0 s, 1 s, 20 s, 20 s ..."""
     if not seconds or not all(0 <= each < float("inf") for each in seconds):
-        raise ValueError(f"delays{seconds!r}: one or more times in seconds, 0 or more")
+        raise BadOption(f"delays{seconds!r}: one or more times in seconds, 0 or more")
     return Backoff(seconds[0], 1, max(seconds), jitter=False, steps=seconds)
 
 

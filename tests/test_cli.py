@@ -212,7 +212,7 @@ def one(event, context): ...
 def two(event, context): ...
 """
 
-HEAD = """from eventrouter import on
+HEAD = """from eventrouter import Batch, Idempotent, exponential, on
 from eventrouter_cron import cron
 from eventrouter_http import http
 from eventrouter_mqtt import mqtt
@@ -232,6 +232,10 @@ COMMANDS = ("serve", "list", "show", "invoke", "send", "dlq", "event", "doctor")
          r"app.py:5: f: nothing fills parameter 'y' \(http GET /\{x\}\) or 'z'"),
         ('@on(http("GET /"), retrys=3)\nasync def f(): ...', "", r"app.py:5: unknown keyword 'retrys'; did you mean 'retries'\?"),
         ('@on(http("GET /"), timeout=0)\nasync def f(): ...', "", r"app.py:5: timeout=0: expected float > 0"),
+        ('@on(mqtt("a"), batch=Batch(0))\nasync def f(x: list): ...', "", r"app.py:5: Batch: size=0: 1 to 10000"),
+        ('@on(mqtt("a"), idempotent=Idempotent("id"))\nasync def f(x): ...', "", r"app.py:5: JSON path 'id': 'd' is not understood"),
+        ('@on(mqtt("a"), backoff=exponential(2, 0, 9))\nasync def f(x): ...', "", r"app.py:5: exponential\(2, 0, 9\): factor must be 1"),
+        (ONE, "[functions.f]\nbatch = {size = 0}", r"\[functions.f\]: batch=\{'size': 0\}: batch: size=0: 1 to 10000"),
         (ONE + ONE.replace("f()", "g()"), "", r"functions 'f' and 'g' both answer 'GET /'"),
         (ONE, "[http]\nprot = 1", r"eventrouter.toml: \[http\] unknown key 'prot'; did you mean 'port'\?"),
         (ONE, "[htp]\n", r"eventrouter.toml: unknown section \[htp\]; did you mean 'http'\?"),
