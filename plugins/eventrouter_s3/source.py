@@ -199,7 +199,7 @@ class S3Source(Source[S3Config]):
             await asyncio.to_thread(observer.schedule, hints, str(path), recursive=True, event_filter=_LISTEN)
         except OSError as error:
             raise EventRouterError(f"bucket {name}: can't watch {path}: {error.strerror}; see fs.inotify in `sysctl`") from None
-        manifest = await asyncio.to_thread(Manifest, self._manifest_file(name, path))
+        manifest = Manifest(self._manifest_file(name, path))  # in no thread: one that outlives a cancellation would leave it open
         try:
             folder = await asyncio.to_thread(Folder, path, manifest, self._names)
             await self._keep_up(name, folder, hints)
