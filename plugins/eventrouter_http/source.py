@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import ClientSession, web
 
 from eventrouter import Binding, Endpoint, Event, Failed, HttpRequest, Outcome, Router, Source, Succeeded, TimedOut
-from eventrouter.errors import EventRouterError, InvalidPayload, JournalError, Throttled
+from eventrouter.errors import ConfigError, EventRouterError, InvalidPayload, JournalError, Throttled
 from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
 from eventrouter_http.answers import JSON, NONE, from_lambda, from_typed, problem
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
@@ -88,24 +88,27 @@ class HttpSource(Source[HttpConfig]):
         return [f"http on {self.url}{self._prefix}"]
 
     async def send(self, request: str, body: str = "", *, header: list[str] = []) -> dict[str, Any]:  # noqa: B006 - read only
-        """Make a request as a client does; each header is "Name: value"."""
+        """Make a request such as "POST /path", as a client does; each header is "Name: value"."""
         method, _, path = request.partition(" ")
-        headers = dict(text.split(": ", 1) for text in header if ": " in text)
+        for text in header:
+            if ": " not in text:
+                raise ConfigError(f"send http: --header {text!r}: write 'Name: value'")
+        headers = dict(text.split(": ", 1) for text in header)
         url = self.url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what it listens on is no address to call
         options: dict[str, Any] = {"data": body or None, "headers": headers, "ssl": False}  # whom its certificate names is no question here
         async with ClientSession() as client, client.request(method, url + path, **options) as answer:
             return {"status": answer.status, "headers": dict(answer.headers), "body": await answer.text(errors="replace")}
 
     def _tls(self) -> ssl.SSLContext | None:
-        if self.config.cert is None or self.config.key is None:
+        if self.config.cert_file is None or self.config.key_file is None:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        cert, key = self.router.base / self.config.cert, self.router.base / self.config.key
+        cert, key = self.router.base / self.config.cert_file, self.router.base / self.config.key_file
         try:
             context.load_cert_chain(cert, key)
         except (OSError, ssl.SSLError) as error:
             raise EventRouterError(
-                f"http: no TLS with {cert} and {key}: {error.strerror or error}; [http] cert and key name PEM files that belong together"
+                f"http: no TLS with {cert} and {key}: {error.strerror or error}; [http] cert_file and key_file must belong together"
             ) from None
         return context
 
