@@ -9,6 +9,9 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
+import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -132,3 +135,50 @@ class CuttingProxy:
                 await writer.drain()
         self._writers.discard(writer)
         writer.close()
+
+
+class Postgres:
+    """A server with logical replication on a free port. It refuses to run as root, so root runs it as `postgres`."""
+
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+        if not found:
+            pytest.fail("PostgreSQL is not installed; apt-get install postgresql, or run scripts/test, which does")
+        self._bin = found[-1]
+        self._folder = Path(tempfile.mkdtemp(prefix="eventrouter-postgres-"))  # pytest's folders are closed to other users
+        self._user = "postgres" if os.getuid() == 0 else None
+        self.port = free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self._process: subprocess.Popen[bytes] | None = None
+        if self._user:
+            shutil.chown(self._folder, self._user)
+        self._run("initdb", "-D", str(self._folder / "data"), "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
+
+    def _run(self, name: str, *words: str) -> None:
+        done = subprocess.run([self._bin / name, *words], capture_output=True, user=self._user, cwd=self._folder, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+
+    def start(self, *settings: str) -> None:
+        options = ["wal_level=logical", "max_wal_senders=20", "max_replication_slots=20", f"unix_socket_directories={self._folder}",
+                   "listen_addresses=127.0.0.1", "fsync=off", *settings]  # fmt: skip
+        with (self._folder / "postgres.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._bin / "postgres", "-D", str(self._folder / "data"), "-p", str(self.port), *(f"-c{option}" for option in options)],
+                stderr=log, stdout=log, user=self._user, cwd=self._folder,
+            )  # fmt: skip
+        end = time.monotonic() + 30
+        while subprocess.run([self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False).returncode:
+            assert self._process.poll() is None, (self._folder / "postgres.log").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """SIGINT ends it at once and in order, SIGQUIT as a crash does."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(30)
+            self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)

@@ -31,7 +31,7 @@ FLOORS = {
     "cli": 12,
     "__main__": 13,
 }  # fmt: skip
-HEAVY = {"aiohttp", "jwt", "paho", "watchdog", "apsw", "uvloop", "cronsim"}
+HEAVY = {"aiohttp", "jwt", "paho", "watchdog", "apsw", "uvloop", "cronsim", "psycopg"}
 
 
 def modules(folder: Path) -> list[Path]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     """A copy of the examples, with ports that are free."""
-    shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("buckets", ".eventrouter", "__pycache__"))
+    shutil.copytree(
+        EXAMPLES, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("buckets", "shop.db*", ".eventrouter", "__pycache__")
+    )
     config = tmp_path / "eventrouter.toml"
     text = config.read_text()
     assert "18830" in text
@@ -140,6 +144,22 @@ def test_sqs_jobs(place: Place) -> None:
     assert "1" in place.run("dlq", "redrive", "--function", "sqs:resize-jobs")
     wait_for(lambda: json.loads(place.curl("/retry", "-X", "POST")) == {"jobs": 1})
     wait_for(lambda: json.loads(place.curl("/failed", "-X", "POST")) == ["dog.jpg"])
+
+
+def test_tables_shop(place: Place) -> None:
+    place.serve("tables_shop.py")
+    place.run("send", "tables", "stock", '{"item": "lamp", "count": 3}')
+    with closing(sqlite3.connect(place.folder / "shop.db")) as db:  # any program may write
+        db.execute("INSERT INTO orders (item, count) VALUES ('lamp', 2)")
+        db.commit()
+        place.says("order 1: 2 x lamp")
+        place.says("order more of lamp: 1 left")
+        db.execute("UPDATE orders SET status = 'sent'")
+        db.commit()
+    place.says("order 1: new -> sent")
+    assert json.loads(place.curl("/stock/lamp")) == {"item": "lamp", "count": 1}
+    place.run("send", "tables", "orders", '{"item": "lamp", "count": 2}')
+    place.says("RuntimeError: no lamp in stock")
 
 
 def test_events_shop(place: Place) -> None:

@@ -126,7 +126,8 @@ class Folder:
         # The same version found twice (a crash before it was noted down) must have the same number.
         version = self.manifest.next_version(key, status.st_ctime_ns)
         seen = Seen(status.st_size, status.st_mtime_ns, status.st_ino, version)
-        copied = self.manifest.is_copy(key, *seen[:3])
+        replaced = known is not None and known.inode != seen.inode  # by a file that was complete when it took the name
+        copied = replaced or self.manifest.is_copy(key, *seen[:3])
         return Change(key, "ObjectCreated:Copy" if copied else "ObjectCreated:Put", seen, status.st_ctime, etag)
 
     def _finished(self, key: str, handle: int, status: os.stat_result, closed: bool, now: float) -> bool:

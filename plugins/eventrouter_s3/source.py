@@ -99,7 +99,7 @@ class S3Source(Source[S3Config]):
         self._watched = {trigger.bucket: self._where(trigger.bucket) for _, trigger in self._triggers}
         self._starting: set[str] = set()
         self._names = Names(config.ignore)
-        self._lineages: dict[Version, tuple[float, Mapping[str, int]]] = {}  # of what handlers wrote, until it is reported
+        self._written: dict[Version, tuple[float, Mapping[str, int] | None]] = {}  # by clients, until it is reported
 
     def lines(self) -> list[str]:
         return [f"s3 bucket {name} in {folder}" for name, folder in self._watched.items()]
@@ -136,13 +136,18 @@ class S3Source(Source[S3Config]):
         return await asyncio.to_thread(files.keys, self.folder(bucket), self._names, prefix)
 
     def _remember(self, version: Version, lineage: Mapping[str, int] | None) -> None:
-        if lineage is not None and version[0] in self._watched:
-            self._lineages[version] = self.router.clock.monotonic(), lineage
+        if version[0] in self._watched:
+            self._written[version] = self.router.clock.monotonic(), lineage
 
-    def _lineage(self, bucket: str, change: Change) -> Mapping[str, int] | None:
+    def _event(self, bucket: str, change: Change) -> Event:
         version = (0, 0) if change.gone else (change.seen.inode, change.seen.modified)
-        found = self._lineages.pop((bucket, change.key, *version), None)
-        return None if found is None else found[1]
+        _, lineage = own = self._written.pop((bucket, change.key, *version), (0.0, None))
+        it = S3Object(bucket=bucket, key=change.key, event=change.event, sequencer=change.sequencer)
+        if not change.gone:
+            it.size, it.etag = change.seen.size, change.etag
+            if own[0]:  # a client puts, though what it has written takes its place by a rename
+                it.event = "ObjectCreated:Put"
+        return event_of(it, change.at, lineage)
 
     async def send(self, bucket: str, key: str, file: Path) -> dict[str, Any]:
         """Copy FILE into the bucket under KEY."""
@@ -239,9 +244,9 @@ class S3Source(Source[S3Config]):
             raise EventRouterError(f"bucket {name}: its folder {folder.path} is gone; bring it back")
 
     def _forget(self, before: float) -> None:
-        for version, (at, _) in list(self._lineages.items()):
+        for version, (at, _) in list(self._written.items()):
             if at < before:
-                self._lineages.pop(version, None)
+                self._written.pop(version, None)
 
     async def _hint_or(self, hints: Hints, seconds: float) -> None:
         timer = self.router.clock.call_later(seconds, hints.any.set)
@@ -260,10 +265,7 @@ class S3Source(Source[S3Config]):
             if any(change.gone for change in changes):
                 self._check(name, folder)
             if changes:
-                await self._deliver(name, changes, folder.manifest.is_new)
-                self.router.crash_point("ack.before")
-                await asyncio.to_thread(folder.manifest.report, changes)
-                self.router.crash_point("ack.after")
+                await self._deliver(name, folder, changes)
         self._tell(name, folder)
         return written
 
@@ -281,21 +283,32 @@ class S3Source(Source[S3Config]):
             )  # fmt: skip
         folder.told = listing.unnamable | listing.closed.keys()
 
-    async def _deliver(self, bucket: str, changes: list[Change], baseline: bool) -> None:
-        events = [_event(bucket, change, self._lineage(bucket, change)) for change in changes]
+    async def _hand_over(self, folder: Folder, changes: list[Change], events: list[Event]) -> None:
+        if folder.manifest.is_new:
+            receipts = [
+                self.router.deliver_to(binding, event)
+                for binding, trigger in self._triggers
+                if trigger.initial
+                for event in events
+                if trigger.matches(event) is not None
+            ]
+            await asyncio.gather(*receipts)
+        else:
+            await self.router.deliver(events)
+        self.router.crash_point("ack.before")
+        await asyncio.to_thread(folder.manifest.report, changes)
+        self.router.crash_point("ack.after")
+
+    async def _deliver(self, bucket: str, folder: Folder, changes: list[Change]) -> None:
+        events = [self._event(bucket, change) for change in changes]
         while True:
+            task = asyncio.create_task(self._hand_over(folder, changes, events))
             try:
-                if baseline:
-                    receipts = [
-                        self.router.deliver_to(binding, event)
-                        for binding, trigger in self._triggers
-                        if trigger.initial
-                        for event in events
-                        if trigger.matches(event) is not None
-                    ]
-                    await asyncio.gather(*receipts)
-                else:
-                    await self.router.deliver(events)
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                # What is on disk must be noted down, or the next change of a key would be told as one of the version before.
+                await asyncio.gather(task, return_exceptions=True)
+                raise
             except JournalError as error:
                 self.router.lost(f"bucket {bucket}: {error}")
                 await self.router.clock.sleep(1)
@@ -307,10 +320,3 @@ class S3Source(Source[S3Config]):
     def _manifest_file(self, name: str, folder: Path) -> Path:
         place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]  # another folder is another bucket
         return self.router.folder / f"{name}-{place}.db"
-
-
-def _event(bucket: str, change: Change, lineage: Mapping[str, int] | None) -> Event:
-    it = S3Object(bucket=bucket, key=change.key, event=change.event, sequencer=change.sequencer)
-    if not change.gone:
-        it.size, it.etag = change.seen.size, change.etag
-    return event_of(it, change.at, lineage)

@@ -21,6 +21,7 @@ from eventrouter.errors import ConfigError, EventRouterError
 from eventrouter_s3 import Bucket, S3Object, changes, files, s3, source
 from eventrouter_s3.manifest import Change, Manifest
 from eventrouter_s3.manifest import Seen as Version
+from eventrouter_s3.source import S3Source
 from support import local, put, until
 
 __all__ = ["bucket"]
@@ -111,6 +112,28 @@ async def test_what_is_moved_within_the_bucket_is_a_copy(tmp_path: Path, bucket:
             (copied, "moved/deep/2"), (removed, "moved/1"), (copied, "twice"),
         ]
     )  # fmt: skip
+
+
+async def test_an_atomic_replace_is_a_copy_and_what_a_client_writes_is_put(tmp_path: Path, bucket: Path) -> None:
+    puts, copies = Seen(s3("uploads", "ObjectCreated:Put")), Seen(s3("uploads", "ObjectCreated:Copy"))
+    copies.handler.__name__ = "copies"
+    async with watching(tmp_path, puts.handler, copies.handler) as app:
+        (bucket / "a").write_text("one")
+        await until(lambda: len(puts.objects) == 1)
+        (bucket / ".a.tmp").write_text("two")
+        (bucket / ".a.tmp").replace(bucket / "a")
+        await until(lambda: len(copies.objects) == 1)
+        (bucket / "a").write_text("three")
+        await until(lambda: len(puts.objects) == 2)
+        source = app.sources["s3"]
+        assert isinstance(source, S3Source)
+        await source.write("uploads", "a", b"four")
+        await until(lambda: len(puts.objects) == 3)
+    (tmp_path / "five").write_text("five5")
+    (tmp_path / "five").replace(bucket / "a")
+    async with watching(tmp_path, puts.handler, copies.handler):
+        await until(lambda: len(copies.objects) == 2)
+    assert [it.size for it in copies.objects] == [3, 5]
 
 
 async def test_a_move_while_the_router_was_down_is_a_copy_too(tmp_path: Path, bucket: Path) -> None:

@@ -139,7 +139,7 @@ async def test_a_handler_that_writes_into_the_bucket_that_starts_it_is_stopped(t
         await until(lambda: all(lane.dead == 1 for lane in app.engine.lanes.values()))
         await app.journal.flush()
         letters = await app.journal.dead(LetterQuery())
-        assert not app.sources["s3"]._lineages  # type: ignore[attr-defined]
+        assert not app.sources["s3"]._written  # type: ignore[attr-defined]
         runs.clear()
         (bucket / "b").write_text("x")  # by somebody else: a new chain
         await until(lambda: runs)
