@@ -266,7 +266,10 @@ class Router:
     def live(self) -> None:
         """The source takes events now."""
         if self.state != "live":
-            self.log.info("%s is live", self.name, extra={"action": "source.live", "source": self.name})
+            quiet = self.state == "starting" and not self.bindings  # nobody waits for it
+            self.log.log(
+                logging.DEBUG if quiet else logging.INFO, "%s is live", self.name, extra={"action": "source.live", "source": self.name}
+            )
             if self.state != "starting":
                 self._tell("live", "")
         self.state = "live"
