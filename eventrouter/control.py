@@ -200,16 +200,31 @@ def _report(request: str, milliseconds: float) -> str:
     )
 
 
+def _parameters(function: Any) -> tuple[list[inspect.Parameter], dict[str, inspect.Parameter]]:
+    """Those that are words of the command line, and its options by name."""
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
+    words = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return words, {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def usage_of(function: Any, command: str) -> str:
+    """How `Source.send` or `Plugin.sample` is called from the command line."""
+    hints = typing.get_type_hints(function)
+    positional, keyword = _parameters(function)
+    words = [p.name.upper() if p.default is p.empty else f"[{p.name.upper()}]" for p in positional]
+    for name in keyword:
+        value = "NAME=VALUE" if (typing.get_origin(hints[name]) or hints[name]) is dict else "..."
+        words.append(f"[--{name.replace('_', '-')} {value}]")
+    return " ".join(["eventrouter", command, *words])
+
+
 def arguments_for(
     function: Any, command: str, given: Sequence[str], options: Mapping[str, list[str]], folder: Path
 ) -> tuple[list[Any], dict[str, Any]]:
     """Convert command-line text to what `Source.send` or `Plugin.sample` declares. Raises ConfigError with the usage of `command`."""
     hints = typing.get_type_hints(function)
-    parameters = inspect.signature(function).parameters
-    positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    keyword = {p.name: p for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
-    words = [p.name.upper() if p.default is p.empty else f"[{p.name.upper()}]" for p in positional]
-    usage = " ".join(["usage: eventrouter", command, *words, *(f"[--{name} ...]" for name in keyword)])
+    positional, keyword = _parameters(function)
+    usage = f"usage: {usage_of(function, command)}"
     if not sum(p.default is p.empty for p in positional) <= len(given) <= len(positional):
         raise ConfigError(usage)
     for name in options:
@@ -220,7 +235,14 @@ def arguments_for(
         kind = hints[name]
         if kind is Path:
             return folder / values[-1]
-        many = (typing.get_origin(kind) or kind) is list
+        container = typing.get_origin(kind) or kind
+        if container is dict:
+            pairs = [text.partition("=") for text in values]
+            for pair in pairs:
+                if not pair[1]:
+                    raise ConfigError(f"{command}: --{name} {pair[0]!r}: write NAME=VALUE")
+            return {key: value for key, _, value in pairs}
+        many = container is list
         try:
             return msgspec.convert(values if many else values[-1], kind, strict=False)
         except msgspec.ValidationError as error:

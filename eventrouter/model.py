@@ -48,6 +48,9 @@ def iso_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+_TEXT: Final = ("text/", "application/json", "application/javascript", "application/xml")
+
+
 class Event:
     """An immutable fact from outside, with CloudEvents' attributes.
 
@@ -93,6 +96,16 @@ class Event:
         except AttributeError:
             self._decoded: Any = msgspec.json.decode(self.data)
             return self._decoded
+
+    def text_or_base64(self) -> tuple[str, bool]:
+        """The data as AWS puts a body into JSON: text where the content type says so, else base64, and then True."""
+        kind = self.content_type.partition(";")[0].strip().lower()
+        if kind.startswith(_TEXT) or kind.endswith(("+json", "+xml")):
+            try:
+                return self.data.decode(), False
+            except UnicodeDecodeError:
+                pass  # it is not what it says it is
+        return base64.b64encode(self.data).decode(), True
 
     def envelope(self) -> dict[str, Any]:
         """The event as JSON types: `id, source, type, subject, time, data`.

@@ -266,7 +266,10 @@ class Router:
     def live(self) -> None:
         """The source takes events now."""
         if self.state != "live":
-            self.log.info("%s is live", self.name, extra={"action": "source.live", "source": self.name})
+            quiet = self.state == "starting" and not self.bindings  # nobody waits for it
+            self.log.log(
+                logging.DEBUG if quiet else logging.INFO, "%s is live", self.name, extra={"action": "source.live", "source": self.name}
+            )
             if self.state != "starting":
                 self._tell("live", "")
         self.state = "live"
@@ -299,7 +302,8 @@ class Source(Generic[ConfigT]):
 
     A source that also has `async def send(self, ...)` is offered as `eventrouter send NAME ...`: it puts a real
     event in. Positional parameters are the command's arguments, keyword-only ones with defaults its options,
-    converted to their annotations (a `Path` is relative to the caller's folder); what it returns is printed as JSON.
+    converted to their annotations (a `Path` is relative to the caller's folder, a list takes an option more than once, a dict takes it
+    as NAME=VALUE); what it returns is printed as JSON.
 
     A source with `def message(self, name, message) -> Event` takes what is sent to the destination `"SOURCE:NAME"` (its
     plugin says `destination=True`). One with `def queue(self, subject) -> Queue` has queues: an event stays, under its subject, until

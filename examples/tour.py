@@ -7,6 +7,7 @@ import msgspec
 
 from eventrouter import fixed, on, on_start
 from eventrouter_cron import rate
+from eventrouter_events import events
 from eventrouter_http import http
 from eventrouter_mqtt import mqtt
 from eventrouter_s3 import s3
@@ -55,6 +56,12 @@ def import_file(event, context):  # type: ignore[no-untyped-def]  # a plain AWS 
     print(f"got {item['key']}, {item['size']} bytes, {context.get_remaining_time_in_millis()} ms left", flush=True)
 
 
+@on(events({"source": ["eventrouter"], "detail-type": ["Function Invocation Dead Lettered"]}))
+async def alarm(detail: dict[str, object]) -> None:
+    """The router's own events tell of what failed for good."""
+    print(f"alarm: {detail['functionName']}: {detail['errorMessage']}", flush=True)
+
+
 @on(rate("1 minute"))
 async def tick() -> None:
     print("a minute has passed", flush=True)
@@ -79,11 +86,13 @@ Try these in another terminal:
   {command} send mqtt sensors/kitchen/temperature '{{"celsius": 21.5}}' {place}
   # publish to a topic
   {command} send sns orders '{{"item": "chair"}}' {place}
-  # after a few seconds the orders are dead letters
+  # after a few seconds the orders are dead letters, and there are alarms
   {command} dlq list {place}
   # fill the stock and send them again
   curl -X POST http://127.0.0.1:8080/stock/lamp
   {command} dlq redrive --function ship {place}
+  # see what a function gets from a queue, a table, a webhook ...
+  {command} sample webhook stripe
 """,
         flush=True,
     )

@@ -151,9 +151,23 @@ def test_send_without_a_router(place: Place) -> None:
     assert "no router is running on" in place.run("send", "sns", "orders", "x", code=1)
 
 
+def test_help_of_send_and_sample_has_what_each_source_takes(place: Place) -> None:
+    for command, usage, text in (
+        ("send", "sns TOPIC MESSAGE", "Publish MESSAGE"),
+        ("sample", "sns [TOPIC] [MESSAGE]", "published to TOPIC"),
+    ):
+        assert f"eventrouter {command} {usage} [--" in place.run(command, "--help")
+        assert f"eventrouter {command} sqs " in place.run(command, "--help")
+        of_one = place.run(command, "sns", "--help")
+        assert text in of_one
+        assert "sqs" not in of_one
+
+
 def test_send_says_what_it_takes(place: Place) -> None:
     place.serve()
-    assert "usage: eventrouter send sns TOPIC MESSAGE [--attribute ...] [--subject ...]" in place.run("send", "sns", "orders", code=2)
+    assert "usage: eventrouter send sns TOPIC MESSAGE [--attribute NAME=VALUE] [--subject ...]" in place.run(
+        "send", "sns", "orders", code=2
+    )
     assert "no option --atribute; did you mean 'attribute'?" in place.run("send", "sns", "orders", "x", "--atribute", "a=b", code=2)
     assert "no source takes events under the name 'sn'; did you mean 'sns'?" in place.run("send", "sn", "x", code=2)
     assert "send mqtt: QOS 'x'" in place.run("send", "mqtt", "a", "b", "--qos", "x", code=2)

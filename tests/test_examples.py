@@ -43,6 +43,7 @@ def test_tour(place: Place) -> None:
     assert "order" in json.loads(place.curl("/orders", "-X", "POST", "-d", '{"item": "lamp", "count": 2}'))
     assert "$.count: expected int, got str" in place.curl("/orders", "-X", "POST", "-d", '{"item": "lamp", "count": "2"}')
     place.says("(RetriesExhausted)")
+    place.says("alarm: ship: no lamp in stock")
     (letter,) = json.loads(place.run("dlq", "list", "--json"))
     assert (letter["function"], letter["error_message"], letter["attempts"]) == ("ship", "no lamp in stock", 3)
     place.curl("/stock/lamp", "-X", "POST")

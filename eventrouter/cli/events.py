@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,45 +11,71 @@ from typing import Any
 import click
 
 from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options, since
-from eventrouter.control import arguments_for
+from eventrouter.control import arguments_for, usage_of
 from eventrouter.errors import ConfigError, suggest
 from eventrouter.plugins import load_plugins
 
 
-@click.command("send", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
+class _BySource(click.Command):
+    """A command whose arguments are the source's to say: its help has the usage of each, or of the one that is named, with its text."""
+
+    def __init__(self, *args: Any, offers: Callable[[], dict[str, Callable[..., Any]]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings.update(ignore_unknown_options=True, allow_interspersed_args=True)
+        self._offers = offers
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["source"] = next((word for word in args if not word.startswith("-")), None)
+        return super().parse_args(ctx, args)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(ctx, formatter)
+        offers = self._offers()
+        named = ctx.meta.get("source")
+        with formatter.section("Sources"), formatter.indentation():
+            for name in [named] if named in offers else sorted(offers):
+                formatter.write(f"  {usage_of(offers[name], f'{self.name} {name}')}\n")
+        if named in offers:
+            with formatter.indentation():
+                formatter.write_paragraph()
+                formatter.write_text(inspect.getdoc(offers[named]) or "")
+
+
+def _senders() -> dict[str, Callable[..., Any]]:
+    """By source: `Source.send` of those that have it."""
+    found = {}
+    for name, plugin in load_plugins().by_name.items():
+        module, _, cls = (plugin.source or "").partition(":")
+        send = getattr(getattr(importlib.import_module(module), cls), "send", None) if cls else None
+        if send is not None:
+            found[name] = send
+    return found
+
+
+def _samples() -> dict[str, Callable[..., Any]]:
+    found: dict[str, Callable[..., Any]] = {}
+    for name, plugin in load_plugins().by_name.items():
+        found |= {name: plugin.sample} if callable(plugin.sample) else plugin.sample or {}
+    return found
+
+
+@click.command("send", cls=_BySource, offers=_senders)
 @click.argument("source")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @place_options
 def send_command(source: str, arguments: tuple[str, ...], config: Path | None, data: str | None) -> None:
-    """Put a real event in through a source of the running router.
-
-    \b
-    eventrouter send s3 BUCKET KEY FILE
-    eventrouter send mqtt TOPIC PAYLOAD [--qos 1]
-    eventrouter send sns TOPIC MESSAGE [--attribute K=V]
-    eventrouter send sqs QUEUE BODY [--attribute K=V] [--delay S] [--group G]
-    eventrouter send events JSON [--bus NAME]
-    eventrouter send http "POST /path" [BODY]
-    """
+    """Put a real event in through a source of the running router."""
     words, options = _split(f"send {source}", arguments)
     answer = Place(config, data).ask("send", source=source, arguments=words, options=options, folder=str(Path.cwd()))
     click.echo(dump(answer))
 
 
-@click.command("sample", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
+@click.command("sample", cls=_BySource, offers=_samples)
 @click.argument("source")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def sample_command(source: str, arguments: tuple[str, ...]) -> None:
-    """Print the JSON that a Lambda function gets from a source: for a test, or for `eventrouter invoke FUNCTION -`.
-
-    \b
-    eventrouter sample s3
-    eventrouter sample cron "0 7 * * MON-FRI" --timezone Europe/Berlin
-    eventrouter sample sns | eventrouter invoke FUNCTION -
-    """
-    samples: dict[str, Callable[..., Any]] = {}
-    for name, plugin in load_plugins().by_name.items():
-        samples |= {name: plugin.sample} if callable(plugin.sample) else plugin.sample or {}
+    """Print the JSON that a Lambda function gets from a source: for a test, or for `eventrouter invoke FUNCTION -`."""
+    samples = _samples()
     if source not in samples:
         raise ConfigError(f"sample: no source is named {source!r}{suggest(source, samples)}")
     words, options = _split(f"sample {source}", arguments)

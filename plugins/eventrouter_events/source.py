@@ -101,7 +101,7 @@ class EventsSource(Source[EventsConfig]):
 
     def lines(self) -> list[str]:
         token = "" if self.config.token else ", from anyone who reaches it"
-        return [f"CloudEvents at POST {self.config.path}{token}"] if self.config.path else []
+        return [f"events at POST {self.config.path}{token}"] if self.config.path else []
 
     async def _take(self, request: HttpRequest) -> Response:
         if self.config.token:

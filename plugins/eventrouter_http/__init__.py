@@ -30,7 +30,7 @@ class HttpConfig(msgspec.Struct, kw_only=True):
     read_timeout: seconds for a request's head, for its body, and that a connection may be idle.
     stage: "$default", or what paths begin with, as `prod` in `/prod/devices`; stage_variables: handed to Lambda functions.
     openapi: whether `/openapi.json` and `/docs` tell of the routes.
-    auth, cors: for all routes that say nothing themselves. cert, key: PEM files; with them it speaks TLS.
+    auth, cors: for all routes that say nothing themselves. cert_file, key_file: PEM files; with them it speaks TLS.
     """
 
     host: str = "127.0.0.1"
@@ -43,8 +43,8 @@ class HttpConfig(msgspec.Struct, kw_only=True):
     auth: str | dict[str, Any] | None = None
     api_keys: dict[str, ApiKey] = {}
     openapi: bool = True
-    cert: str | None = None
-    key: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
 
 
 class HttpTrigger(Trigger):
@@ -148,8 +148,8 @@ def _cors(route: str, given: Cors | Mapping[str, Any] | bool | None) -> Cors | L
 
 def check(config: HttpConfig, pairs: Sequence[tuple[str, HttpTrigger]]) -> None:
     """Two functions can't answer one route; half of what TLS needs is a mistake."""
-    if (config.cert is None) != (config.key is None):
-        raise ConfigError(f"[http] {'key' if config.key is None else 'cert'} is missing; TLS needs both cert and key")
+    if (config.cert_file is None) != (config.key_file is None):
+        raise ConfigError(f"[http] {'key_file' if config.key_file is None else 'cert_file'} is missing; TLS needs both")
     read_auth(config.auth, "[http]")
     needs_key = [name for name, trigger in pairs if trigger.auth_in(config) == "api-key"]
     if needs_key and not config.api_keys:

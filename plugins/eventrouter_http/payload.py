@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +11,6 @@ from eventrouter import Event
 
 API = "local"
 ACCOUNT = "000000000000"
-_TEXT = ("text/", "application/json", "application/javascript", "application/xml")
 _IDENTITY = (
     "accessKey", "accountId", "caller", "cognitoAuthenticationProvider", "cognitoAuthenticationType", "cognitoIdentityId",
     "cognitoIdentityPoolId", "principalOrgId", "user", "userArn",
@@ -67,7 +65,7 @@ def payload_2(event: Event, route: str, captures: Mapping[str, str]) -> dict[str
     if "stage_variables" in asked:
         made["stageVariables"] = asked["stage_variables"]
     if event.data:
-        made["body"], made["isBase64Encoded"] = _body(event)
+        made["body"], made["isBase64Encoded"] = event.text_or_base64()
     return made
 
 
@@ -89,7 +87,7 @@ def payload_1(event: Event, route: str, captures: Mapping[str, str]) -> dict[str
     identity = {**dict.fromkeys(_IDENTITY), "sourceIp": asked["ip"], "userAgent": headers.get("user-agent", "")}
     if "apiKey" in authorizer:
         identity |= {"apiKey": headers.get("x-api-key"), "apiKeyId": authorizer["apiKey"]["name"]}
-    body, is_base64 = _body(event) if event.data else (None, False)
+    body, is_base64 = event.text_or_base64() if event.data else (None, False)
     return {
         "version": "1.0",
         "resource": resource,
@@ -168,13 +166,3 @@ def _claim(value: Any) -> str:
     if isinstance(value, list):
         return f"[{' '.join(map(_claim, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _body(event: Event) -> tuple[str, bool]:
-    kind = event.content_type.partition(";")[0].strip().lower()
-    if kind.startswith(_TEXT) or kind.endswith(("+json", "+xml")):
-        try:
-            return event.data.decode(), False
-        except UnicodeDecodeError:
-            pass  # it is not what it says it is
-    return base64.b64encode(event.data).decode(), True

@@ -89,26 +89,29 @@ class HttpSource(Source[HttpConfig]):
         return [f"http on {self.url}{self._prefix}"]
 
     async def send(self, request: str, body: str = "", *, header: list[str] = []) -> dict[str, Any]:  # noqa: B006 - read only
-        """Make a request as a client does; each header is "Name: value"."""
+        """Make a request such as "POST /path", as a client does; each header is "Name: value"."""
         method, _, path = request.partition(" ")
         if not re.fullmatch(r"[A-Za-z]+ /.*", request):
             raise ConfigError(f"send http: {request!r}: write the method and the path, as in 'POST /path'")
-        headers = dict(text.split(": ", 1) for text in header if ": " in text)
+        for text in header:
+            if ": " not in text:
+                raise ConfigError(f"send http: --header {text!r}: write 'Name: value'")
+        headers = dict(text.split(": ", 1) for text in header)
         url = self.url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - what it listens on is no address to call
         options: dict[str, Any] = {"data": body or None, "headers": headers, "ssl": False}  # whom its certificate names is no question here
         async with ClientSession() as client, client.request(method, url + path, **options) as answer:
             return {"status": answer.status, "headers": dict(answer.headers), "body": await answer.text(errors="replace")}
 
     def _tls(self) -> ssl.SSLContext | None:
-        if self.config.cert is None or self.config.key is None:
+        if self.config.cert_file is None or self.config.key_file is None:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        cert, key = self.router.base / self.config.cert, self.router.base / self.config.key
+        cert, key = self.router.base / self.config.cert_file, self.router.base / self.config.key_file
         try:
             context.load_cert_chain(cert, key)
         except (OSError, ssl.SSLError) as error:
             raise EventRouterError(
-                f"http: no TLS with {cert} and {key}: {error.strerror or error}; [http] cert and key name PEM files that belong together"
+                f"http: no TLS with {cert} and {key}: {error.strerror or error}; [http] cert_file and key_file must belong together"
             ) from None
         return context
 

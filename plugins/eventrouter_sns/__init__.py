@@ -93,10 +93,15 @@ def check_destination(name: str) -> None:
         raise ConfigError(f"{name!r} keeps order, and a letter or record has no group; choose a topic that doesn't end in {FIFO!r}")
 
 
-def sample(topic: str = "orders", message: str = '{"id": "7"}', *, subject: str = "a subject", attribute: list[str] = ["color=red"]) -> Any:  # noqa: B006 - read only
-    """What a Lambda function gets; each attribute is K=V."""
-    attributes = typed(dict(text.split("=", 1) for text in attribute if "=" in text))
-    kept = {"subject": subject or None, "messageAttributes": attributes}
+def sample(
+    topic: str = "orders",
+    message: str = '{"id": "7"}',
+    *,
+    subject: str = "a subject",
+    attribute: dict[str, str] = {"color": "red"},  # noqa: B006 - read only
+) -> Any:
+    """The event of a message that is published to TOPIC."""
+    kept = {"subject": subject or None, "messageAttributes": typed(attribute)}
     return sns(topic).aws_event([Event("sns", "sns.notification", topic, message.encode(), time=1767225600.0, attributes=kept)])
 
 

@@ -103,7 +103,7 @@ def check_order(topic: str, group: str | None, dedupe: str | None, by_content: b
     if dedupe is None and not by_content:
         raise ValueError(
             f"Invalid parameter: The topic should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided "
-            f"explicitly; give {topic!r} a dedupe=, or set [sns.topics.{msgspec.json.encode(topic).decode()}] content_based_dedupe = true"
+            f"explicitly; give {topic!r} a dedupe=, or set [sns.topics.{msgspec.json.encode(topic).decode()}] content_dedupe = true"
         )
     for what, text in (("group", group), ("dedupe", dedupe)):
         if text is not None and not _GROUP.fullmatch(text):

@@ -81,9 +81,9 @@ class SubscriptionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 class TopicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[sns.topics."NAME.fifo"]`. content_based_dedupe: messages without `dedupe=` are repeats when they are equal."""
+    """`[sns.topics."NAME.fifo"]`. content_dedupe: messages without `dedupe=` are repeats when they are equal."""
 
-    content_based_dedupe: bool = False
+    content_dedupe: bool = False
 
 
 class SnsConfig(msgspec.Struct, kw_only=True):

@@ -101,7 +101,7 @@ class SnsSource(Source[SnsConfig]):
         dedupe: str | None = None,
     ) -> str:
         """The message's id; of a repeat, that of the first. Raises ValueError for what SNS would refuse."""
-        by_content = self.config.topics.get(topic, TopicConfig()).content_based_dedupe
+        by_content = self.config.topics.get(topic, TopicConfig()).content_dedupe
         check_order(topic, group, dedupe, by_content)
         written = typed(attributes)
         check(message, subject, written)
@@ -164,20 +164,14 @@ class SnsSource(Source[SnsConfig]):
         topic: str,
         message: str,
         *,
-        attribute: list[str] = [],  # noqa: B006 - read only
+        attribute: dict[str, str] = {},  # noqa: B006 - read only
         subject: str = "",
         group: str | None = None,
         dedupe: str | None = None,
     ) -> dict[str, str]:
-        """Publish `message`; each attribute is K=V."""
-        attributes = {}
-        for text in attribute:
-            key, equals, value = text.partition("=")
-            if not equals:
-                raise ConfigError(f"send sns: --attribute {text!r}: write NAME=VALUE")
-            attributes[key] = value
+        """Publish MESSAGE to the topic. group and dedupe are for FIFO topics."""
         try:
-            id = await self.publish(check_name(topic, "send sns:"), message.encode(), subject or None, attributes, group, dedupe)
+            id = await self.publish(check_name(topic, "send sns:"), message.encode(), subject or None, attribute, group, dedupe)
         except ValueError as error:
             raise ConfigError(f"send sns: {error}") from None
         return {"MessageId": id}

@@ -30,7 +30,6 @@ from eventrouter_sqs.messages import (
     check_name,
     is_fifo,
     ordered,
-    read_attributes,
     record,
     sent,
     typed,
@@ -315,14 +314,14 @@ def sample(
     queue: str = "jobs",
     body: str = "Hello from SQS!",
     *,
-    attribute: list[str] = [],  # noqa: B006 - read only
+    attribute: dict[str, str] = {},  # noqa: B006 - read only
     group: str | None = None,
 ) -> dict[str, Any]:
-    """What a Lambda function gets of a message; each attribute is K=V, group is for FIFO queues."""
+    """The event of a message from QUEUE. group is for FIFO queues."""
     fifo = None
     if is_fifo(check_name(queue, "sample sqs:")):
         fifo = {"SequenceNumber": "18849496460467696128", **ordered(body.encode(), group or "group", None, by_content=True)}
-    event = sent(queue, body.encode(), typed(read_attributes(attribute, "sample sqs")), None, fifo)
+    event = sent(queue, body.encode(), typed(attribute), None, fifo)
     event.time = 1_767_225_600.0
     return sqs(queue).aws_event([event])
 

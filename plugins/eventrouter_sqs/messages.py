@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Final
 
@@ -101,17 +101,6 @@ def _value(attribute: Mapping[str, str]) -> Value:
 def _check_text(text: str, what: str) -> None:
     if found := _NO_TEXT.search(text):
         raise ValueError(f"{what} has the character {found[0]!r}, which SQS refuses; encode it, as base64 say")
-
-
-def read_attributes(texts: Sequence[str], what: str) -> dict[str, Value]:
-    """`["color=red"]`, as a command line has them. Raises ConfigError."""
-    found: dict[str, Value] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"{what}: --attribute {text!r}: write NAME=VALUE")
-        found[key] = value
-    return found
 
 
 def check(body: bytes, attributes: Mapping[str, Any], delay: float | None) -> None:

@@ -21,7 +21,6 @@ from eventrouter_sqs.messages import (
     md5,
     md5_of_attributes,
     ordered,
-    read_attributes,
     redriven,
     sent,
     system_of,
@@ -171,20 +170,19 @@ class SqsSource(Source[SqsConfig]):
         queue: str,
         body: str,
         *,
-        attribute: list[str] = [],  # noqa: B006 - read only
+        attribute: dict[str, str] = {},  # noqa: B006 - read only
         delay: float | None = None,
         group: str | None = None,
         dedupe: str | None = None,
     ) -> dict[str, str]:
-        """Put a message with this body into the queue; each attribute is K=V, delay is in seconds."""
-        attributes = read_attributes(attribute, "send sqs")
+        """Put a message with this body into the queue. delay is in seconds; group and dedupe are for FIFO queues."""
         try:
-            event = self.make(check_name(queue, "send sqs:"), body.encode(), attributes, delay, group, dedupe)
+            event = self.make(check_name(queue, "send sqs:"), body.encode(), attribute, delay, group, dedupe)
         except ValueError as error:
             raise ConfigError(f"send sqs: {error}") from None
         (id,) = await self.put([event])
         answer = {"MessageId": id, "MD5OfMessageBody": md5(body)}
-        if attributes:
+        if attribute:
             answer["MD5OfMessageAttributes"] = md5_of_attributes(attributes_of(event))
         if is_fifo(queue):
             answer["SequenceNumber"] = event.attributes["fifo"]["SequenceNumber"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -10,8 +9,6 @@ from urllib.parse import parse_qsl, quote
 import msgspec
 
 from eventrouter import Event, HttpRequest
-
-_TEXT = ("text/", "application/json", "application/javascript", "application/xml")
 
 
 def attributes_of(request: HttpRequest) -> dict[str, Any]:
@@ -28,7 +25,8 @@ def request_event(event: Event, pattern: str, captures: dict[str, str]) -> dict[
     asked = event.attributes
     headers: dict[str, str] = asked["headers"]
     method, path, route = asked["method"], quote(event.subject, safe="/:@!$&'()*+,;=~"), f"{asked['method']} {pattern}"
-    host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+    host = headers.get("host", "")
+    host = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
     time = event.time or 0.0
     made: dict[str, Any] = {
         "version": "2.0",
@@ -57,7 +55,7 @@ def request_event(event: Event, pattern: str, captures: dict[str, str]) -> dict[
         "isBase64Encoded": False,
     }
     if "cookie" in headers:
-        made["cookies"] = [cookie.strip() for cookie in headers["cookie"].split(";")]
+        made["cookies"] = [cookie.strip() for cookie in headers["cookie"].split(";") if cookie.strip()]
     if parameters := parse_qsl(asked["query"], keep_blank_values=True):
         joined: dict[str, str] = {}
         for name, value in parameters:
@@ -66,7 +64,7 @@ def request_event(event: Event, pattern: str, captures: dict[str, str]) -> dict[
     if captures:
         made["pathParameters"] = captures
     if event.data:
-        made["body"], made["isBase64Encoded"] = _body(event)
+        made["body"], made["isBase64Encoded"] = event.text_or_base64()
     return made
 
 
@@ -86,13 +84,3 @@ def poll_event(event: Event) -> dict[str, Any]:
         "resources": [event.subject],
         "detail": detail,
     }
-
-
-def _body(event: Event) -> tuple[str, bool]:
-    kind = event.content_type.partition(";")[0].strip().lower()
-    if kind.startswith(_TEXT) or kind.endswith(("+json", "+xml")):
-        try:
-            return event.data.decode(), False
-        except UnicodeDecodeError:
-            pass  # it is not what it says it is
-    return base64.b64encode(event.data).decode(), True

@@ -83,7 +83,7 @@ class WebhookSource(Source[WebhookConfig]):
     async def send(
         self, name: str, body: str, *, event: str | None = None, path: str | None = None, id: str | None = None
     ) -> dict[str, Any]:
-        """A delivery, signed with the first secret, that takes the way of those from outside but for the socket.
+        """Deliver BODY to the webhook NAME, signed with its first secret, as its provider does.
 
         path: where it goes to, when the endpoint's has wildcards."""
         webhook = self._webhooks.get(name)

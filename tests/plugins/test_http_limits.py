@@ -122,7 +122,7 @@ def certificate(tmp_path: Path) -> Path:
 
 
 async def test_tls(tmp_path: Path, certificate: Path) -> None:
-    async with app_of(tmp_path, handler, toml='[http]\nport = 0\ncert = "cert.pem"\nkey = "key.pem"\n') as app:
+    async with app_of(tmp_path, handler, toml='[http]\nport = 0\ncert_file = "cert.pem"\nkey_file = "key.pem"\n') as app:
         url = URL(url_of(app))
         assert (url.scheme, app.sources["http"].lines()) == ("https", [f"http on {url}".rstrip("/")])
         trusting = TCPConnector(ssl=ssl.create_default_context(cafile=certificate))
@@ -133,8 +133,8 @@ async def test_tls(tmp_path: Path, certificate: Path) -> None:
 
 
 async def test_tls_that_can_not_be(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\[http\] key is missing; TLS needs both"):
-        app_of(tmp_path, handler, toml='[http]\nport = 0\ncert = "cert.pem"\n')
+    with pytest.raises(ConfigError, match=r"\[http\] key_file is missing; TLS needs both"):
+        app_of(tmp_path, handler, toml='[http]\nport = 0\ncert_file = "cert.pem"\n')
     with pytest.raises(EventRouterError, match=r"no TLS with .*cert.pem and .*key.pem: No such file"):
-        async with app_of(tmp_path, handler, toml='[http]\nport = 0\ncert = "cert.pem"\nkey = "key.pem"\n'):
+        async with app_of(tmp_path, handler, toml='[http]\nport = 0\ncert_file = "cert.pem"\nkey_file = "key.pem"\n'):
             pass

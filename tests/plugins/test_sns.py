@@ -348,7 +348,7 @@ async def test_a_repeat_of_the_last_five_minutes_is_no_message(tmp_path: Path) -
     def handler(event, context):  # type: ignore[no-untyped-def]
         got.append(event["Records"][0]["Sns"])
 
-    toml = '[sns.topics."content.fifo"]\ncontent_based_dedupe = true\n'
+    toml = '[sns.topics."content.fifo"]\ncontent_dedupe = true\n'
     async with app_of(tmp_path, handler, toml=toml, clock=clock) as app:
         first = await source(app).publish("t.fifo", b"1", group="g", dedupe="x")
         assert await source(app).publish("t.fifo", b"2", group="other", dedupe="x") == first
@@ -417,7 +417,7 @@ async def test_send_has_options_for_all_of_it(tmp_path: Path) -> None:
 def test_the_sample_is_what_a_function_gets(cases: Path) -> None:
     lines = map(json.loads, (cases / "events" / "sam_generate_event_rendered.jsonl").read_text().splitlines())
     theirs = next(line["rendered"] for line in lines if line["service"] == "sns")["Records"][0]
-    (ours,) = sample("jobs", "hi", subject="", attribute=["a=b"])["Records"]
+    (ours,) = sample("jobs", "hi", subject="", attribute={"a": "b"})["Records"]
     assert (ours.keys(), ours["Sns"].keys()) == (theirs.keys(), theirs["Sns"].keys())
     assert ours["Sns"]["TopicArn"] == "arn:aws:sns:local:000000000000:jobs"
     assert (ours["Sns"]["Message"], ours["Sns"]["Subject"]) == ("hi", None)

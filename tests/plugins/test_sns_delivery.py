@@ -527,7 +527,7 @@ async def test_dead_letters_that_go_to_a_topic_reach_its_subscribers(tmp_path: P
         (subscribed("http://x/", "retry = { reties = 1 }"), "reties"),
         (subscribed("http://x/", "fiter = {}"), "fiter"),
         (subscribed("http://x/") + subscribed("http://x/").partition("[sns]\n")[2], "number 2: http://x/ is subscribed to 'alerts' twice"),
-        ("[sns.topics.alerts]\ncontent_based_dedupe = true\n", "only topics that end in '.fifo' have settings"),
+        ("[sns.topics.alerts]\ncontent_dedupe = true\n", "only topics that end in '.fifo' have settings"),
     ],
 )  # fmt: skip
 def test_a_config_that_is_wrong_is_refused_at_load(tmp_path: Path, toml: str, why: str) -> None:
