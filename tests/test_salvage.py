@@ -255,10 +255,12 @@ async def test_a_file_that_was_cut_off(path: Path) -> None:
         file.truncate(size)
     await refused(path)
     found = salvage(path)
-    after = dump(path)["invocation"]
-    assert [row for row in after if row[0] not in lost and row[5] != "long"] == [
-        row for row in before["invocation"] if row[0] not in lost and row[5] != "long"
-    ]
+    after = {row[0]: row for row in dump(path)["invocation"] if row[5] != "long"}
+    kept = {row[0]: row for row in before["invocation"] if row[0] not in lost and row[5] != "long"}
+    assert {seq: after.get(seq) for seq in kept} == kept
+    # Where the list of free pages is cut off, too, the letters that were purged may come back from them.
+    first = min(row[0] for row in before["invocation"]) - 100
+    assert all(first <= seq < first + 100 for seq in after.keys() - kept.keys() - lost)
     assert found.unread
 
 

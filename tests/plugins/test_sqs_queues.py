@@ -704,7 +704,7 @@ async def test_def_handlers_have_sync_for_all(tmp_path: Path) -> None:
 def test_a_sample_is_a_record() -> None:
     plain = sample()["Records"][0]
     assert (plain["body"], plain["eventSourceARN"]) == ("Hello from SQS!", "arn:aws:sqs:local:000000000000:jobs")
-    fifo = sample("orders.fifo", "x", attribute=["color=red"], group="g")["Records"][0]
+    fifo = sample("orders.fifo", "x", attribute={"color": "red"}, group="g")["Records"][0]
     assert fifo["attributes"]["MessageGroupId"] == "g"
     assert fifo["messageAttributes"]["color"]["stringValue"] == "red"
 
