@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from eventrouter import Binding, Event, Router, Source
-from eventrouter.errors import ConfigError, JournalError
+from eventrouter.errors import ConfigError, JournalError, suggest
 from eventrouter_cron import CronTrigger
 
 _LOOK_UP = 60.0  # seconds: a machine that slept, or whose clock was set, is noticed within it
@@ -95,6 +95,18 @@ class CronSource(Source[None]):
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.router.clock.time(), UTC)
+
+    async def send(self, function: str) -> dict[str, str]:
+        """Fire FUNCTION's schedule now, beside its ticks."""
+        table = next((table for table in self._tables if table.function == function), None)
+        if table is None:
+            names = [table.function for table in self._tables]
+            raise ConfigError(f"send cron: no function named {function!r} has a schedule{suggest(function, names)}")
+        tick = tick_event(table.trigger, function, self._now())
+        # With an id of its own: a real tick of this second is another one.
+        event = Event(tick.source, tick.type, tick.subject, tick.data, time=tick.time)
+        await self.router.deliver_to(table.binding, event)
+        return {"id": event.id, "function": function}
 
     async def start(self) -> None:
         now = self._now()

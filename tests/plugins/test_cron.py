@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import source_contract
 from eventrouter import App, Event, on
 from eventrouter.clock import ManualClock, SystemClock
+from eventrouter.control import Operations
 from eventrouter.errors import ConfigError
 from eventrouter.plugins import Plugins
 from eventrouter_cron import CronTrigger, at, cron, eventrouter_plugin, rate, sample
@@ -417,3 +418,22 @@ on = [
         ("rate(5 minutes)", "none"),
         ("at(2026-12-01T08:00:00) Asia/Tokyo", "last"),
     ]
+
+
+async def test_a_schedule_can_be_fired_by_hand_beside_its_ticks(tmp_path: Path) -> None:
+    clock = ManualClock()
+    got: list[Any] = []
+
+    @on(cron("0 7 * * *"))
+    def report(event, context):  # type: ignore[no-untyped-def]
+        got.append(event)
+
+    async with make_app(tmp_path, report, clock=clock, plugins=Plugins([eventrouter_plugin()])) as app:
+        operations = Operations(app)
+        answers = [await operations.send("cron", ["report"], {}, str(tmp_path)) for _ in range(2)]
+        await until(lambda: len(got) == 2)
+        with pytest.raises(ConfigError, match="no function named 'repot' has a schedule; did you mean 'report'?"):
+            await operations.send("cron", ["repot"], {}, str(tmp_path))
+    assert [answer["function"] for answer in answers] == ["report", "report"]
+    assert answers[0]["id"] != answers[1]["id"]
+    assert {event["detail-type"] for event in got} == {"Scheduled Event"}
