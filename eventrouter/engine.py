@@ -19,7 +19,7 @@ from eventrouter.intake import Found, Intake
 from eventrouter.journal.protocol import Claim, Journal, LetterQuery, Note, Received
 from eventrouter.lanes import Lane
 from eventrouter.limits import share_out
-from eventrouter.lineage import cause, exhausted, extend, inherit, set_cause, tell
+from eventrouter.lineage import ATTRIBUTE, cause, exhausted, extend, inherit, set_cause, tell
 from eventrouter.model import (
     NOTHING,
     Decision,
@@ -444,7 +444,7 @@ class Engine:
             self._settlement.give_up(lane, claim, "RetriesExhausted", f"it had its {claim.attempts} attempts before")
             return None
         event = claim.event
-        if not claim.redriven and self._loops(lane, event):
+        if ATTRIBUTE in event.attributes and not claim.redriven and self._loops(lane, event):
             self._settlement.give_up(lane, claim, "RecursiveLoop", tell(event, lane.function.name))
             return None
         if event.source == "journal":

@@ -278,8 +278,10 @@ class Intake:
         if event.source == "invoke":
             return None, event.attributes.get("parameters", NOTHING)
         for trigger in lane.triggers:
-            if trigger.source == event.source and (captures := trigger.wants(event)) is not None:
-                return trigger, captures
+            if trigger.source == event.source:
+                captures = trigger.matches(event) if trigger.content_pattern is None else trigger.wants(event)
+                if captures is not None:
+                    return trigger, captures
         return None
 
 
