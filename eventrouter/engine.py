@@ -43,7 +43,8 @@ from eventrouter.settlement import Settlement
 from eventrouter.sources import Binding
 
 log = logging.getLogger("eventrouter")
-_WINDOW = 16_384  # claims in memory, all functions together
+_WINDOW = 16_384  # claims in memory, all functions together ...
+_LANE = 2048  # ... and of one: more have left the processor's caches by the time they run
 # seconds until a thread that wants the interpreter gets it; with Python's 5 ms the journal's waits until the loop has no more to do
 _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
@@ -78,7 +79,7 @@ class Engine:
         self._idle = asyncio.Event()
         reserved = {name: f.policy.concurrency for name, f in functions.items() if f.policy.concurrency is not None}
         shared, own = share_out(concurrency, reserved, len(functions) - len(reserved))
-        window = max(8, min(8192, _WINDOW // max(1, len(functions))))
+        window = max(8, min(_LANE, _WINDOW // max(1, len(functions))))
         self.lanes = {name: Lane(name, f, f.policy, own.get(name, shared), window) for name, f in functions.items()}
         for lane in self.lanes.values():
             lane.suspended = partial(self._start_worker, lane)

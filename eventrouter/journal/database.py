@@ -113,11 +113,9 @@ _BURY: Final = "UPDATE invocation SET state = 2, due = ?, attempts = ?, reason =
 _DUE: Final = """SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL AS redriven, due FROM invocation INDEXED BY waiting
     WHERE state = 0 AND function = ? AND due <= ? AND (due, seq) > (?, ?) ORDER BY due, seq"""
 # Many rows as one: each row that is stepped to is a contest for the GIL with a busy loop.
-_MANY: Final = f"WITH due AS ({_DUE} LIMIT ?) "
-_MEASURE: Final = _MANY + "SELECT count(*), sum(length(event)), count(nullif(attempts + deaths + redriven, 0)), count(key) FROM due"  # noqa: S608 - constants
-_TAKE_MANY: Final = (
-    _MANY + "SELECT max(due), CAST(group_concat(event, '') AS BLOB), json_group_array(seq), json_group_array(accepted) FROM due"  # noqa: S608
-)
+_TAKE_MANY: Final = f"""WITH due AS ({_DUE} LIMIT ?)
+    SELECT count(*), sum(length(event)), count(nullif(attempts + deaths + redriven, 0)), count(key), max(due),
+    CAST(group_concat(event, '') AS BLOB), json_group_array(seq), json_group_array(CAST(accepted * 1000000 AS INTEGER)) FROM due"""  # noqa: S608
 _OF_KEY: Final = "FROM invocation INDEXED BY keyed WHERE function = ? AND key = ? AND state < 2"
 _FIRST: Final = f"SELECT state, seq {_OF_KEY} ORDER BY seq LIMIT 1"
 _LAST: Final = f"SELECT state {_OF_KEY} ORDER BY seq DESC LIMIT 1"
@@ -432,11 +430,15 @@ class Database:
         self, function: str, after: tuple[float, int], now: float, born: float, limit: int, room: int
     ) -> tuple[list[RowClaim], tuple[float, int]] | None:
         """The usual case of `take`: there are `limit` rows, without keys, never tried, never redriven, and not large. None: it isn't."""
-        which = (function, now, *after, limit)
-        ((count, size, tried, keyed),) = self._rows(_MEASURE, which)
-        if count < limit or tried or keyed or size > min(room, _MOST_AT_ONCE):
+        before = self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, _MOST_AT_ONCE)
+        try:
+            ((count, size, tried, keyed, last_due, packed, seqs, accepted),) = self._rows(_TAKE_MANY, (function, now, *after, limit))
+        except apsw.TooBigError:
             return None
-        ((last_due, packed, seqs, accepted),) = self._rows(_TAKE_MANY, which)
+        finally:
+            self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, before)
+        if count < limit or tried or keyed or size > room:
+            return None
         seqs = msgspec.json.decode(seqs)
         if not self.taken.isdisjoint(seqs):
             return None
@@ -447,7 +449,7 @@ class Database:
         self.taken.update(seqs)
         size //= count
         ages = msgspec.json.decode(accepted)
-        claims = [RowClaim(seq, function, event, 0, at + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
+        claims = [RowClaim(seq, function, event, 0, at / 1e6 + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
         return claims, (last_due, seqs[-1])
 
     def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], now: float, born: float, limit: int, room: int) -> None:
