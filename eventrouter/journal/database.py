@@ -398,9 +398,10 @@ class Database:
         after: (due, seq) up to which all was taken before. born: what to add to a Unix time to have the monotonic one.
         room: bytes; a first one is taken however large it is.
         """
-        many = self._take_many(function, after, now, born, limit, room)
-        if many is not None:
-            return *many, None
+        if after != START or not self.taken:  # else some are likely to be passed over
+            many = self._take_many(function, after, now, born, limit, room)
+            if many is not None:
+                return many
         claims: list[RowClaim] = []
         heads: list[RowClaim] = []
         taken = self.taken
@@ -428,8 +429,8 @@ class Database:
 
     def _take_many(
         self, function: str, after: tuple[float, int], now: float, born: float, limit: int, room: int
-    ) -> tuple[list[RowClaim], tuple[float, int]] | None:
-        """The usual case of `take`: there are `limit` rows, without keys, never tried, never redriven, and not large. None: it isn't."""
+    ) -> tuple[list[RowClaim], tuple[float, int] | None, float | None] | None:
+        """The usual case of `take`: rows without keys, never tried, never redriven, and not large. None: it isn't."""
         before = self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, _MOST_AT_ONCE)
         try:
             ((count, size, tried, keyed, last_due, packed, seqs, accepted),) = self._rows(_TAKE_MANY, (function, now, *after, limit))
@@ -437,8 +438,10 @@ class Database:
             return None
         finally:
             self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, before)
-        if count < limit or tried or keyed or size > room:
+        if tried or keyed or (size or 0) > room:
             return None
+        if not count:
+            return [], None, self._execute(_NEXT_DUE, (function, now)).get
         seqs = msgspec.json.decode(seqs)
         if not self.taken.isdisjoint(seqs):
             return None
@@ -450,7 +453,9 @@ class Database:
         size //= count
         ages = msgspec.json.decode(accepted)
         claims = [RowClaim(seq, function, event, 0, at / 1e6 + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
-        return claims, (last_due, seqs[-1])
+        if count == limit:
+            return claims, (last_due, seqs[-1]), None
+        return claims, None, self._execute(_NEXT_DUE, (function, now)).get
 
     def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], now: float, born: float, limit: int, room: int) -> None:
         """Mark what has a key as running, and take with it what is parked behind it."""
