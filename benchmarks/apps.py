@@ -36,8 +36,8 @@ class BenchTrigger(Trigger):
     def __init__(self, kind: str = "temperature") -> None:
         self.path = ("sensors", Wild.ONE, kind)
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return {"device": event.subject.split("/")[1]}
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return {"device": subject.split("/")[1]}
 
 
 class BenchSource(Source[None]):
