@@ -86,12 +86,15 @@ def compare(
     peers: Mapping[str, Measure] = {},
     missing: Mapping[str, str] = {},
 ) -> Result:
-    """Measure all by turns, each round in the reverse order of the one before, after one of ours and the limit that is not counted."""
+    """Measure all by turns, each round in the reverse order of the one before.
+
+    Before more than one round, there is one of ours and the limit that is not counted. A peer that fails is `missing`.
+    """
     measures = {"ours": ours, "limit": limit, **peers}
     taken: dict[str, list[Measured]] = {side: [] for side in measures}
     absent = dict(missing)
     order = list(measures)
-    for number in range(rounds + 1):
+    for number in range(0 if rounds > 1 else 1, rounds + 1):
         order.reverse()
         for side in order:
             if side in absent or (number == 0 and side in peers):

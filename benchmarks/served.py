@@ -200,8 +200,3 @@ def get(port: int, path: str) -> int:
 def _post(path: str) -> bytes:
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(PAYLOAD)}\r\n\r\n"
     return head.encode() + PAYLOAD
-
-
-def settle() -> None:
-    """Let a server that has just started come to rest."""
-    sleep(1)

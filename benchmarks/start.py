@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from time import perf_counter
+from time import perf_counter, sleep
 
 from benchmarks.harness import Result, compare
 from benchmarks.measure import ROOT, Measured, memory, tree
-from benchmarks.served import get, ours, plain, settle
+from benchmarks.served import get, ours, plain
 from benchmarks.servers import folder
+
+SETTLE = 1.0  # seconds until a server that has just started is idle
 
 
 def start_ours() -> Measured:
@@ -49,13 +51,13 @@ def start_python() -> Measured:
 
 def memory_ours() -> float:
     with ours() as server:
-        settle()
+        sleep(SETTLE)
         return server.resident()
 
 
 def memory_plain() -> float:
     with plain() as server:
-        settle()
+        sleep(SETTLE)
         return server.resident()
 
 
