@@ -16,7 +16,7 @@ import apsw
 from benchmarks.apps import PAYLOAD, BenchTrigger, Load, Reading, event, make_app, on_loop
 from benchmarks.harness import Result, compare, percentile
 from benchmarks.measure import Measured, Watch, fresh
-from benchmarks.peers import environments
+from benchmarks.peers import Peers, environments
 from benchmarks.servers import folder
 from eventrouter import on
 
@@ -107,10 +107,11 @@ def fdatasync(count: int) -> Measured:
 
 def run(rounds: int, peers: Path | None = None) -> Iterator[Result]:
     """peers: where their environments are; None: without them."""
-    others, missing = environments(peers) if peers else ({}, {})
+    others = environments(peers) if peers else Peers({}, {}, {})
     yield compare(
         "durable", "events/s", fresh(f"{__name__}:ours", count=COUNT), fresh(f"{__name__}:limit", count=COUNT),
-        rounds=rounds, against="bare SQLite insert and delete, synchronous=FULL, batches of 256", peers=others, missing=missing,
+        rounds=rounds, against="bare SQLite insert and delete, synchronous=FULL, batches of 256",
+        peers=others.found, missing=others.missing, versions=others.versions,
     )  # fmt: skip
     yield compare(
         "durable-latency", "ms", fresh(f"{__name__}:latency", count=LATENCIES), fresh(f"{__name__}:fdatasync", count=LATENCIES),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
+import shutil
 import statistics
+import subprocess
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from os import cpu_count
 from pathlib import Path
 
 import msgspec
@@ -37,6 +40,7 @@ class Result(msgspec.Struct):
     """ours, limit, peers: medians, in `unit`. ratio: the median of each round's ours / limit. spread: its least and most.
 
     sides: all that was measured, of "ours", "limit" and each peer. missing: peers that could not be measured, and why.
+    versions: of the peers' packages. machine: what else the figures depend on.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Result(msgspec.Struct):
     against: str
     sides: dict[str, Side] = {}
     missing: dict[str, str] = {}
+    versions: dict[str, str] = {}
     machine: str = ""
 
     def line(self) -> str:
@@ -85,6 +90,7 @@ def compare(
     against: str,
     peers: Mapping[str, Measure] = {},
     missing: Mapping[str, str] = {},
+    versions: Mapping[str, str] = {},
 ) -> Result:
     """Measure all by turns, each round in the reverse order of the one before.
 
@@ -125,6 +131,7 @@ def compare(
         against=against,
         sides=sides,
         missing=absent,
+        versions=dict(versions),
         machine=machine(),
     )
 
@@ -150,15 +157,20 @@ def percentile(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]
 
 
+@cache
 def machine() -> str:
-    """What the figures depend on."""
+    """What it is, and the versions of what is measured."""
     info = Path("/proc/cpuinfo")
     models = [line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    parts = [f"{cpu_count()} cores of {models[0] if models else platform.machine()}", f"{platform.system()} {platform.release()}"]
+    parts = [f"{os.cpu_count()} cores of {models[0] if models else platform.machine()}", f"{platform.system()} {platform.release()}"]
     parts.append(f"Python {platform.python_version()}")
     for package in ("uvloop", "apsw", "aiohttp", "msgspec", "paho-mqtt"):
         try:
             parts.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             parts.append(f"no {package}")
+    for name, option in (("mosquitto", "-h"), ("redis-server", "--version")):
+        if path := shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"):
+            said = subprocess.run([path, option], capture_output=True, text=True, check=False).stdout
+            parts.append(f"{name} {said.partition('v=' if 'v=' in said else 'version ')[2].split()[0]}")
     return ", ".join(parts)

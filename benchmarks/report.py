@@ -7,7 +7,7 @@ In docs/performance.md what stands between `<!-- NAME: generated -->` and `<!-- 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def write(results: Sequence[Result], docs: Path) -> None:
     (docs / "performance.svg").write_text(chart(results))
 
 
-def figures(results: Iterable[Result]) -> str:
+def figures(results: Sequence[Result]) -> str:
     """One row a benchmark."""
     rows = [
         "| benchmark | against | ours | limit | ratio (spread) | CPU s per 100,000: ours, limit | peak MB | p50, p99 ms: ours | limit |",
@@ -58,7 +58,7 @@ def figures(results: Iterable[Result]) -> str:
     return "\n".join(rows)
 
 
-def peers(results: Iterable[Result]) -> str:
+def peers(results: Sequence[Result]) -> str:
     """One row a peer."""
     rows = ["| benchmark | side | events/s (least–most) | ours / it (spread) | CPU s per 100,000 | peak MB |", "|---|---|---|---|---|---|"]
     for result in results:
@@ -75,8 +75,10 @@ def peers(results: Iterable[Result]) -> str:
     return "\n".join(rows)
 
 
-def machines(results: Iterable[Result]) -> str:
-    return "\n".join(sorted({f"Measured on {result.machine}; {result.rounds} rounds of each." for result in results if result.rounds > 1}))
+def machines(results: Sequence[Result]) -> str:
+    lines = {f"Measured on {result.machine}; {result.rounds} rounds of each." for result in results if result.rounds > 1}
+    others = {f"{package} {version}" for result in results for package, version in result.versions.items()}
+    return "\n".join(sorted(lines)) + (f"\nPeers: {', '.join(sorted(others))}." if others else "")
 
 
 def _both(*values: float | None) -> str:

@@ -125,9 +125,9 @@ def test_a_peer_that_cannot_be_installed_is_missing(monkeypatch: pytest.MonkeyPa
         return subprocess.CompletedProcess(command, 1, "", "no network")
 
     monkeypatch.setattr("benchmarks.peers.subprocess.run", refuse)
-    found, missing = environments(tmp_path)
-    assert found == {}
-    assert missing == dict.fromkeys(PEERS, "can't be installed: no network")
+    peers = environments(tmp_path)
+    assert peers.found == {}
+    assert peers.missing == dict.fromkeys(PEERS, "can't be installed: no network")
 
 
 def test_every_peer_has_its_module() -> None:
@@ -154,8 +154,17 @@ def test_the_report_fills_the_page_and_draws_the_chart(tmp_path: Path, monkeypat
     page = tmp_path / "performance.md"
     places = "\n".join(f"<!-- {name}: generated -->\nold\n<!-- {name}: end -->" for name in ("figures", "peers", "machine"))
     page.write_text(f"before\n{places}\nafter\n")
+    peers = {"huey": lambda: 5}
     made = compare(
-        "durable", "events/s", lambda: 50, lambda: 100, rounds=2, against="<bare>", peers={"huey": lambda: 5}, missing={"arq": "no"}
+        "durable",
+        "events/s",
+        lambda: 50,
+        lambda: 100,
+        rounds=2,
+        against="<bare>",
+        peers=peers,
+        missing={"arq": "no"},
+        versions={"huey": "3"},
     )
     lines = [msgspec.json.encode(result).decode() for result in (made, once("memory", "MB", 50, 40, against="idle"))]
     (tmp_path / "results.json").write_text("\n".join(lines))
@@ -171,6 +180,7 @@ def test_the_report_fills_the_page_and_draws_the_chart(tmp_path: Path, monkeypat
         assert "missing: no" in text
         assert "+10 MB" in text
         assert made.machine in text
+        assert "huey 3" in text
     chart = ElementTree.parse(tmp_path / "performance.svg")
     said = " ".join(element.text or "" for element in chart.iter())
     assert "durable" in said

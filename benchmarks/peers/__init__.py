@@ -5,6 +5,7 @@ Each is installed in an environment of its own, because their requirements contr
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -57,19 +58,30 @@ PEERS = {
 }
 
 
-def environments(place: Path) -> tuple[dict[str, Measure], dict[str, str]]:
-    """What measures each peer; and which can't be installed, and why. What is in `place` already is used."""
-    found: dict[str, Measure] = {}
-    missing: dict[str, str] = {}
+class Peers(NamedTuple):
+    """found: what measures each. missing: which can't be installed, and why. versions: of the packages that were asked for."""
+
+    found: dict[str, Measure]
+    missing: dict[str, str]
+    versions: dict[str, str]
+
+
+def environments(place: Path) -> Peers:
+    """What is in `place` already is used; the rest is installed there."""
+    peers = Peers({}, {}, {})
     for name, peer in PEERS.items():
+        folder = place / name.lower()
         try:
-            python = _environment(place / name.lower(), (*peer.packages, "msgspec>=0.19", "uvloop>=0.21"))
+            python = _environment(folder, (*peer.packages, "msgspec>=0.19", "uvloop>=0.21"))
         except RuntimeError as error:
-            missing[name] = str(error)
+            peers.missing[name] = str(error)
             continue
+        asked = {re.split(r"[\[>]", package)[0] for package in peer.packages}
+        frozen = (line.partition("==") for line in (folder / "versions.txt").read_text().splitlines())
+        peers.versions.update({package: version for package, _, version in frozen if package in asked})
         for kind, keywords in peer.kinds.items():
-            found[f"{name} ({kind})"] = fresh("benchmarks.peers.work:measure", python=python, **keywords)
-    return found, missing
+            peers.found[f"{name} ({kind})"] = fresh("benchmarks.peers.work:measure", python=python, **keywords)
+    return peers
 
 
 def _environment(folder: Path, packages: tuple[str, ...]) -> str:
@@ -80,9 +92,11 @@ def _environment(folder: Path, packages: tuple[str, ...]) -> str:
     if done.exists() and done.read_text() == wanted:
         return python
     print(f"installing {', '.join(packages)} in {folder}", file=sys.stderr, flush=True)
-    for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], [python, "-m", "pip", "install", "--quiet", *packages]):
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, "install", "--quiet", *packages], [*pip, "freeze"]):
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             raise RuntimeError(f"can't be installed: {ran.stderr.strip()[-500:]}")
+    (folder / "versions.txt").write_text(ran.stdout)
     done.write_text(wanted)
     return python
