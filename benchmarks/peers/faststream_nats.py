@@ -25,7 +25,7 @@ broker = NatsBroker(work.URL, decoder=body, apply_types=False, logger=None)
 app = FastStream(broker, logger=None)
 
 
-@broker.subscriber("readings", stream=JStream("bench"), durable="bench", pull_sub=PullSub(batch_size=256), max_workers=64)
+@broker.subscriber("readings", stream=JStream("bench"), durable="bench", pull_sub=PullSub(batch_size=256, timeout=0.02), max_workers=64)
 async def handler(data: bytes) -> None:
     work.handle(data)
 

@@ -10,7 +10,7 @@ from benchmarks.peers import work
 
 UNDER_WAY = 256
 COMMAND = ["taskiq", "worker", f"{__name__}:app", "--workers", "2", "--max-async-tasks", "256", "--log-level", "ERROR"]
-app = PullBasedJetStreamBroker(work.URL, stream_name="bench", subject="readings", pull_consume_batch=256, pull_consume_timeout=1)
+app = PullBasedJetStreamBroker(work.URL, stream_name="bench", subject="readings", pull_consume_batch=256, pull_consume_timeout=0.02)
 
 
 @app.task

@@ -25,6 +25,7 @@ from benchmarks.payload import PAYLOAD, Reading
 
 TEXT = PAYLOAD.decode()
 URL = os.environ.get("BENCH_URL", "")
+WARM_UP = 100
 PATIENCE = 12  # seconds without any event handled
 
 _decode = msgspec.json.Decoder(Reading).decode
@@ -41,7 +42,7 @@ def handle(data: str | bytes) -> None:
 
 
 def measure(module: str, server: str, fsync: bool, count: int) -> Measured:
-    """From the first event that `send` takes on to the last one handled. One event before them tells that the worker is there."""
+    """From the first event that `send` takes on to the last one handled. Some before them tell that the workers are there."""
     with ExitStack() as stack:
         url = stack.enter_context(_server(server, fsync))
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -51,9 +52,11 @@ def measure(module: str, server: str, fsync: bool, count: int) -> Measured:
         global URL
         URL = url
         peer = importlib.import_module(f"benchmarks.peers.{module}")
+        peer.send(1)  # which makes its stream or its tables, so that two workers don't both try to
         with _worker(peer.COMMAND, place / "worker.log"):
-            peer.send(1)
             _wait(pipe, 1)
+            peer.send(WARM_UP)
+            _wait(pipe, WARM_UP)
             with Watch() as watch:
                 peer.send(count)
                 _wait(pipe, count)
