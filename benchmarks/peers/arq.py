@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import uvloop
 from arq import create_pool
 from arq.connections import RedisSettings
 from arq.worker import func
@@ -12,6 +13,7 @@ from arq.worker import func
 from benchmarks.peers import work
 
 UNDER_WAY = 64
+asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())  # arq's command has no option for it
 COMMAND = ["arq", f"{__name__}.WorkerSettings"]
 
 
@@ -28,7 +30,7 @@ class WorkerSettings:
 
 
 def send(count: int) -> None:
-    asyncio.run(_send(count))
+    uvloop.run(_send(count))
 
 
 async def _send(count: int) -> None:

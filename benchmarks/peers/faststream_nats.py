@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 import nats
+import uvloop
 from faststream import FastStream
 from faststream.nats import JStream, NatsBroker, PullSub
 
@@ -31,7 +32,7 @@ async def handler(data: bytes) -> None:
 
 
 def send(count: int) -> None:
-    asyncio.run(_send(count))
+    uvloop.run(_send(count))
 
 
 async def _send(count: int) -> None:

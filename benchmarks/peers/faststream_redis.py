@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from typing import Any, cast
 
+import uvloop
 from faststream import FastStream
 from faststream.redis import RedisBroker, StreamSub
 from redis.asyncio import Redis
@@ -36,7 +36,7 @@ async def handler(data: bytes) -> None:
 
 
 def send(count: int) -> None:
-    asyncio.run(_send(count))
+    uvloop.run(_send(count))
 
 
 async def _send(count: int) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import procrastinate
+import uvloop
 
 from benchmarks.peers import work
 
@@ -19,7 +18,7 @@ async def handler(data: str) -> None:
 
 
 def send(count: int) -> None:
-    asyncio.run(_send(count))
+    uvloop.run(_send(count))
 
 
 async def _send(count: int) -> None:

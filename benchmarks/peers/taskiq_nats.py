@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import uvloop
 from taskiq_nats import PullBasedJetStreamBroker
 
 from benchmarks.peers import work
@@ -19,7 +20,7 @@ async def handler(data: str) -> None:
 
 
 def send(count: int) -> None:
-    asyncio.run(_send(count))
+    uvloop.run(_send(count))
 
 
 async def _send(count: int) -> None:
