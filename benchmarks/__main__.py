@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.measure import end_in_order
+
 NAMES = ("dispatch", "durable", "http", "mqtt", "start", "backlog", "patterns")
 ON_REQUEST = ("soak",)
 WITH_PEERS = ("durable",)
@@ -24,6 +26,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     given = parser.parse_args()
+    end_in_order()
     for name in given.names or NAMES:
         if name not in NAMES + ON_REQUEST:
             parser.error(f"no benchmark is named {name!r}; there are {', '.join(NAMES + ON_REQUEST)}")

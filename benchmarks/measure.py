@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from typing import Any, Self
 import msgspec
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 300  # seconds of one measurement
 
 
 class Measured(msgspec.Struct):
@@ -80,15 +82,28 @@ def fresh(function: str, *, python: str = sys.executable, **arguments: Any) -> C
     def measure() -> Measured:
         command = [python, "-m", "benchmarks.measure", function, msgspec.json.encode(arguments).decode()]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}, timeout=300)
-        if done.returncode:
-            raise RuntimeError(f"{function} failed: {done.stderr.strip()[-2000:]}")
-        return msgspec.json.decode(done.stdout.splitlines()[-1], type=Measured)
+        environment = {**os.environ, "PYTHONPATH": path}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                said, errors = process.communicate(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise RuntimeError(f"{function} takes more than {PATIENCE} s") from None
+            finally:
+                process.terminate()  # one that is still there ends its servers first
+        if process.returncode:
+            raise RuntimeError(f"{function} failed: {errors.strip()[-2000:]}")
+        return msgspec.json.decode(said.splitlines()[-1], type=Measured)
 
     return measure
 
 
+def end_in_order() -> None:
+    """SIGTERM ends this process as an exception does, so that servers and workers are ended, too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def main(function: str, arguments: str) -> None:
+    end_in_order()
     module, _, name = function.partition(":")
     measured = getattr(importlib.import_module(module), name)(**msgspec.json.decode(arguments))
     print(msgspec.json.encode(measured).decode(), flush=True)

@@ -41,10 +41,21 @@ class Publisher:
         self._lines.write((PAYLOAD + b"\n") * count)
         path = program("mosquitto_pub", "apt-get install mosquitto-clients")
         self._command = [path, "-p", str(port), "-q", "1", "-t", TOPIC, "-l"]
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._lines.close()
 
     def start(self) -> subprocess.Popen[bytes]:
         self._lines.seek(0)
-        return subprocess.Popen(self._command, stdin=self._lines)
+        self._processes.append(subprocess.Popen(self._command, stdin=self._lines))
+        return self._processes[-1]
 
     def publish(self) -> None:
         """Until all are acknowledged."""
@@ -70,9 +81,7 @@ def ours(count: int, live: bool) -> Measured:
     module = ModuleType("handlers")
     vars(module)["handler"] = handler
 
-    async def main(port: int, place: Path) -> Measured:
-        publisher = Publisher(port, count)
-
+    async def main(place: Path, publisher: Publisher) -> Measured:
         def app() -> App:
             return App(module, config=load_config(plugins.by_name, folder=place), plugins=plugins)
 
@@ -98,9 +107,9 @@ def ours(count: int, live: bool) -> Measured:
             process.wait()
         return watch.rate(count)
 
-    with mosquitto() as port, folder() as place:
+    with mosquitto() as port, folder() as place, Publisher(port, count) as publisher:
         (place / "eventrouter.toml").write_text(f'[mqtt]\nurl = "mqtt://127.0.0.1:{port}"\nclient_id = "ours"\n[http]\nport = 0\n')
-        return on_loop(lambda: main(port, place))
+        return on_loop(lambda: main(place, publisher))
 
 
 def subscriber(count: int, live: bool, path: str) -> Measured:
@@ -112,8 +121,7 @@ def subscriber(count: int, live: bool, path: str) -> Measured:
             raise RuntimeError("the C subscriber ended")
         return line
 
-    with mosquitto() as port:
-        publisher = Publisher(port, count)
+    with mosquitto() as port, Publisher(port, count) as publisher:
         command = [path, str(port), "limit", TOPIC, str(count)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
@@ -166,8 +174,7 @@ def paho(count: int, live: bool) -> Measured:
         client.loop_start()
         return client
 
-    with mosquitto() as port:
-        publisher = Publisher(port, count)
+    with mosquitto() as port, Publisher(port, count) as publisher:
         client = session(port)
         subscribed.wait()
         if not live:
