@@ -72,8 +72,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory(pid: int, what: str = "VmRSS") -> float:
-    """Megabytes resident now, or at most so far (VmHWM)."""
-    return int(Path(f"/proc/{pid}/status").read_text().partition(f"{what}:")[2].split()[0]) / 1024
+    """Megabytes resident now, or at most so far (VmHWM); 0 for one that has ended and is not waited for yet."""
+    said = Path(f"/proc/{pid}/status").read_text().partition(f"{what}:")[2]
+    return int(said.split()[0]) / 1024 if said else 0
 
 
 def fresh(function: str, *, python: str = sys.executable, **arguments: Any) -> Callable[[], Measured]:

@@ -1,4 +1,4 @@
-"""taskiq on JetStream: pulled 256 at a time; 256 sends under way; two worker processes, uvloop."""
+"""taskiq on JetStream: pulled 32 at a time; 256 sends under way; two worker processes, uvloop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.peers import work
 
 UNDER_WAY = 256
 COMMAND = ["taskiq", "worker", f"{__name__}:app", "--workers", "2", "--max-async-tasks", "256", "--log-level", "ERROR"]
-app = PullBasedJetStreamBroker(work.URL, stream_name="bench", subject="readings", pull_consume_batch=256, pull_consume_timeout=0.02)
+app = PullBasedJetStreamBroker(work.URL, stream_name="bench", subject="readings", pull_consume_batch=32, pull_consume_timeout=0.2)
 
 
 @app.task
