@@ -39,4 +39,6 @@ async def _send(count: int) -> None:
     async with NatsBroker(work.URL, logger=None) as sender, await nats.connect(work.URL) as connection:
         await connection.jetstream().add_stream(name="bench", subjects=["readings"])  # as the worker does, whoever is first
         for start in range(0, count, UNDER_WAY):
-            await asyncio.gather(*(sender.publish(PAYLOAD, "readings", stream="bench") for _ in range(min(UNDER_WAY, count - start))))
+            await asyncio.gather(
+                *(sender.publish(PAYLOAD, "readings", stream="bench", timeout=10) for _ in range(min(UNDER_WAY, count - start)))
+            )
