@@ -45,7 +45,7 @@ from eventrouter.sources import Binding
 
 log = logging.getLogger("eventrouter")
 _WINDOW = 16_384  # claims in memory, all functions together ...
-_LANE = 2048  # ... and of one: more have left the processor's caches by the time they run
+_LANE = 8192  # ... and of one: more have left the processor's caches by the time they run
 # seconds until a thread that wants the interpreter gets it; with Python's 5 ms the journal's waits until the loop has no more to do
 _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
@@ -453,7 +453,7 @@ class Engine:
         self._give_credit(lane)
 
     def _give_credit(self, lane: Lane) -> None:
-        if lane.taken * 2 >= lane.window:
+        if lane.taken * 8 >= lane.window:
             self.journal.want(lane.name, lane.taken)
             lane.taken = 0
 

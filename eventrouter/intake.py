@@ -307,11 +307,13 @@ class Intake:
             log.warning("nobody takes what is sent to %s; the dead letter itself stays", target, extra={"action": "destination.unheard"})
         return entries
 
-    @staticmethod
-    def rebind(lane: Lane, event: Event) -> Found | None:
+    def rebind(self, lane: Lane, event: Event) -> Found | None:
         """Which of the lane's triggers an event is for, and its captures, when the journal has forgotten; None: none any more."""
         if event.source == "invoke":
             return None, event.attributes.get("parameters", NOTHING)
+        for name, found in self._plans.get(event.source, _NO_PLANS).get(event.subject, ()):
+            if name == lane.name:
+                return found
         for trigger in lane.triggers:
             if trigger.source == event.source:
                 captures = trigger.matches(event) if trigger.content_pattern is None else trigger.wants(event)

@@ -163,6 +163,27 @@ _unpack = msgspec.msgpack.Decoder(list[Event]).decode
 _unpack_old = msgspec.msgpack.Decoder(list[tuple[str, bool, str, str, str, float | None, str, dict[str, Any], bytes]]).decode
 
 
+def pack_many(events: Sequence[Event]) -> bytes:
+    """Up to 65,535 events, one behind the other, as bytes that `unpack_many` reads."""
+    packed = _pack(
+        [
+            (
+                event.source,
+                event.type,
+                event.subject,
+                event.data,
+                event.content_type,
+                event.id,
+                event.time,
+                event.attributes if type(event.attributes) is dict else dict(event.attributes),
+                event.natural and not event.id.startswith(_prefix),
+            )
+            for event in events
+        ]
+    )
+    return packed[1 if len(events) < 16 else 3 :]  # without MessagePack's head of an array
+
+
 def unpack_many(packed: bytes, count: int) -> list[Event]:
     """`count` events (up to 65,535) that were packed, one behind the other. Raises msgspec.DecodeError."""
     array = b"\xdc" + count.to_bytes(2, "big") + packed  # MessagePack's head of an array
