@@ -427,7 +427,7 @@ class Engine:
     def _free(self, lane: Lane) -> None:
         lane.active -= 1
         lane.pool.give()
-        if not lane.waiting:
+        if lane.queue and not lane.waiting:
             self._start_worker(lane)
 
     def _ready(self, lane: Lane, claim: Claim) -> Found | None:

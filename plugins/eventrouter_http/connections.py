@@ -90,14 +90,14 @@ class Server(web.Server):
 async def read_body(request: web.BaseRequest, config: HttpConfig) -> bytes:
     """Raises TooLarge, TooSlow, Garbled."""
     content = request.content
-    if (request.content_length or 0) > config.body_limit:
-        raise TooLarge
     try:
         if content.is_eof():  # the usual case: it is all here, or there is none
             body = content.read_nowait()
-            if len(body) > config.body_limit:
+            if body and max(len(body), content.total_raw_bytes) > config.body_limit:
                 raise TooLarge
             return body
+        if (request.content_length or 0) > config.body_limit:
+            raise TooLarge
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0

@@ -323,7 +323,7 @@ class HttpSource(Source[HttpConfig]):
 
     def _answer(self, binding: Binding, outcome: Outcome) -> web.StreamResponse | Plain:
         function, trigger = binding.function, binding.trigger
-        if isinstance(outcome, Succeeded):
+        if type(outcome) is Succeeded:
             if isinstance(outcome.result, web.StreamResponse):  # it was streamed
                 return outcome.result
             try:
