@@ -138,7 +138,10 @@ class Router:
         return self._intake.deliver(events)
 
     def deliver_to(self, binding: Binding, event: Event, captures: Mapping[str, str] | None = None) -> asyncio.Future[int]:
-        """As `deliver`, for a source that has picked the function itself. Check the payload first. captures: the wildcards, if it knows them."""
+        """As `deliver`, for a source that has picked the function itself. Check the payload first.
+
+        captures: what the trigger's wildcards stand for; None: it is asked.
+        """
         return self._intake.deliver_to(binding, event, captures)
 
     def wants(self, binding: Binding, event: Event) -> bool:
