@@ -11,7 +11,6 @@ from eventrouter import Wildcards
 
 T = TypeVar("T")
 R = TypeVar("R")
-Leaf = dict[str, tuple[T, Wildcards]]  # by method
 _NAME = re.compile(r"\{\w+\}")
 _NONE: Mapping[str, str] = {}
 _CACHED_PATHS = 4096
@@ -27,12 +26,38 @@ def captured(wildcards: Wildcards, path: str) -> Mapping[str, str] | None:
     found = wildcards.match(path if greedy else bare(path))
     if found is None or (greedy and not found[wildcards.names[-1]].strip("/")):
         return None
-    return {name: value.replace("%2F", "/").replace("%25", "%") if "%" in value else value for name, value in found.items()}
+    return {name: _decoded(value) for name, value in found.items()}
+
+
+def _decoded(value: str) -> str:
+    return value.replace("%2F", "/").replace("%25", "%") if "%" in value else value
 
 
 def bare(path: str) -> str:
     """Without the slash at its end."""
     return path[:-1] if path[-1:] == "/" and len(path) > 1 else path
+
+
+class _Route(Generic[T]):
+    """places: which segments its wildcards stand for, where each is a whole one."""
+
+    __slots__ = ("places", "value", "wildcards")
+
+    def __init__(self, wildcards: Wildcards, value: T) -> None:
+        self.value = value
+        self.wildcards = wildcards
+        segments = wildcards.text[1:].split("/")
+        whole = [(segment[1:-1], at) for at, segment in enumerate(segments) if _NAME.fullmatch(segment)]
+        self.places = whole if len(whole) == len(wildcards.names) else None
+
+    def captures(self, path: str, segments: list[str]) -> Mapping[str, str] | None:
+        if self.places is None:
+            return captured(self.wildcards, path)
+        return {name: _decoded(segments[at]) for name, at in self.places}  # no expression of its own, which is cold among thousands
+
+
+Leaf = dict[str, _Route[T]]  # by method
+Take = Callable[[Leaf[T], list[str]], R | None]
 
 
 class _Partly(Generic[T]):
@@ -67,15 +92,15 @@ class _Partly(Generic[T]):
 
 
 class _Node(Generic[T]):
-    __slots__ = ("here", "lengths", "literals", "partly", "rest", "whole")
+    __slots__ = ("here", "literals", "partly", "rest", "whole")
 
     def __init__(self) -> None:
-        self.literals: dict[str, _Node[T]] = {}
+        # Nothing for what it does not have: of thousands of nodes few would stay in the processor's caches.
+        self.literals: dict[str, _Node[T]] | None = None
         self.partly: _Partly[T] | None = None  # `{id}.csv`
         self.whole: _Node[T] | None = None  # `{id}`
-        self.here: Leaf[T] = {}
-        self.rest: dict[str, Leaf[T]] = {}  # `{path+}`, by what stands before it in its segment
-        self.lengths: list[int] = []  # of those texts, the longest first
+        self.here: Leaf[T] | None = None
+        self.rest: dict[int, dict[str, Leaf[T]]] | None = None  # `{path+}`, by what stands before it in its segment, the longest first
 
 
 class Routes(Generic[T]):
@@ -92,17 +117,19 @@ class Routes(Generic[T]):
         wildcards = Wildcards(pattern, "http path")
         leaf = self._leaf(pattern) if wildcards.names else self._exact.setdefault(pattern, {})
         self._cache.clear()
-        return leaf.setdefault(method, (value, wildcards))[1] is wildcards
+        return leaf.setdefault(method, _Route(wildcards, value)).wildcards is wildcards
 
     def _leaf(self, pattern: str) -> Leaf[T]:
         node = self._root
         for segment in pattern[1:].split("/"):
             if segment.endswith("+}"):
                 before = segment.partition("{")[0]
-                if len(before) not in node.lengths:
-                    node.lengths = sorted((*node.lengths, len(before)), reverse=True)
-                return node.rest.setdefault(before, {})
+                rest = node.rest or {}
+                leaf = rest.setdefault(len(before), {}).setdefault(before, {})
+                node.rest = dict(sorted(rest.items(), reverse=True))
+                return leaf
             if "{" not in segment:
+                node.literals = node.literals or {}
                 node = node.literals.setdefault(segment, _Node())
             elif _NAME.fullmatch(segment):
                 node.whole = node.whole or _Node()
@@ -110,22 +137,24 @@ class Routes(Generic[T]):
             else:
                 node.partly = node.partly or _Partly()
                 node = node.partly.child(segment)
+        if node.here is None:
+            node.here = {}
         return node.here
 
     def find(self, method: str, path: str) -> tuple[T, Mapping[str, str]] | None:
         """What answers a request, and the wildcards' values; None: no route does. path: as `captured` wants it."""
         exact = self._exact.get(path) or self._exact.get(bare(path))
         if exact is not None and (found := exact.get(method) or exact.get("ANY")):
-            return found[0], _NONE
+            return found.value, _NONE
         hit = self._cache.get((method, path))
         if hit is not None:
             return hit
 
-        def answer(leaf: Leaf[T]) -> tuple[T, Mapping[str, str]] | None:
-            for value, wildcards in filter(None, (leaf.get(method), leaf.get("ANY"))):
-                captures = captured(wildcards, path)
+        def answer(leaf: Leaf[T], segments: list[str]) -> tuple[T, Mapping[str, str]] | None:
+            for route in filter(None, (leaf.get(method), leaf.get("ANY"))):
+                captures = route.captures(path, segments)
                 if captures is not None:
-                    return value, captures
+                    return route.value, captures
             return None
 
         hit = self._walk(path, answer)
@@ -139,21 +168,21 @@ class Routes(Generic[T]):
         """The methods that a path has routes for."""
         known = set(self._exact.get(bare(path), ()))
 
-        def note(leaf: Leaf[T]) -> None:
-            known.update(method for method, (_, wildcards) in leaf.items() if captured(wildcards, path) is not None)
+        def note(leaf: Leaf[T], segments: list[str]) -> None:
+            known.update(method for method, route in leaf.items() if route.captures(path, segments) is not None)
 
         self._walk(path, note)
         return known
 
-    def _walk(self, path: str, take: Callable[[Leaf[T]], R | None]) -> R | None:
+    def _walk(self, path: str, take: Take[T, R]) -> R | None:
         """What `take` first makes of a place that the path may be for."""
         found = _full(self._root, bare(path)[1:].split("/"), 0, take)
         return _greedy(self._root, path[1:].split("/"), 0, take) if found is None else found
 
 
-def _full(node: _Node[T], segments: list[str], at: int, take: Callable[[Leaf[T]], R | None]) -> R | None:
+def _full(node: _Node[T], segments: list[str], at: int, take: Take[T, R]) -> R | None:
     if at == len(segments):
-        return take(node.here) if node.here else None
+        return take(node.here, segments) if node.here else None
     for child in _children(node, segments[at]):
         found = _full(child, segments, at + 1, take)
         if found is not None:
@@ -161,7 +190,7 @@ def _full(node: _Node[T], segments: list[str], at: int, take: Callable[[Leaf[T]]
     return None
 
 
-def _greedy(node: _Node[T], segments: list[str], at: int, take: Callable[[Leaf[T]], R | None]) -> R | None:
+def _greedy(node: _Node[T], segments: list[str], at: int, take: Take[T, R]) -> R | None:
     if at == len(segments):
         return None
     segment = segments[at]
@@ -169,16 +198,16 @@ def _greedy(node: _Node[T], segments: list[str], at: int, take: Callable[[Leaf[T
         found = _greedy(child, segments, at + 1, take)
         if found is not None:
             return found
-    for length in node.lengths:
-        leaf = node.rest.get(segment[:length]) if length <= len(segment) else None
-        if leaf is not None and (found := take(leaf)) is not None:
+    for length, leaves in node.rest.items() if node.rest else ():
+        leaf = leaves.get(segment[:length])
+        if leaf is not None and (found := take(leaf, segments)) is not None:
             return found
     return None
 
 
 def _children(node: _Node[T], segment: str) -> list[_Node[T]]:
     children = []
-    if (literal := node.literals.get(segment)) is not None:
+    if node.literals and (literal := node.literals.get(segment)) is not None:
         children.append(literal)
     if node.partly is not None:
         children += node.partly.matching(segment)
