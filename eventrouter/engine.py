@@ -151,9 +151,11 @@ class Engine:
 
     # Requests
 
-    async def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None) -> Outcome:
+    def request(
+        self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None
+    ) -> Awaitable[Outcome]:
         """Run the function now, in the caller's task. Raises Throttled."""
-        return await self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures, stream=stream)
+        return self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures, stream=stream)
 
     async def invoke(
         self,
@@ -167,7 +169,8 @@ class Engine:
         """As `request`, for any lane. id: of the invocation; the event's when empty."""
         if self._stopping:
             return Interrupted()
-        if (lineage := self.intake.lineage()) is not None:
+        outer = cause.get()
+        if outer is not None and (lineage := self.intake.lineage()) is not None:
             inherit(event, lineage)
             if self._loops(lane, event):
                 log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
@@ -183,8 +186,7 @@ class Engine:
         id = id or event.id
         if event.time is None:
             event.time = self._clock.time()
-        outer = cause.get()
-        set_cause(extend(lane.function.name, (event,)))
+        set_cause((lane.function.name, event))
         try:
             if lane.policy.batch is not None:
                 (outcome,) = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
@@ -477,7 +479,7 @@ class Engine:
     def _free(self, lane: Lane) -> None:
         lane.active -= 1
         lane.pool.give()
-        if not lane.waiting:
+        if lane.queue and not lane.waiting:
             self._start_worker(lane)
 
     def _ready(self, lane: Lane, claim: Claim) -> Found | None:

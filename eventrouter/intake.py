@@ -178,10 +178,10 @@ class Intake:
         lane.filtered += 1
         log.debug("%s does not want %r", lane.name, event, extra={"action": "event.filtered", "function": lane.name})
 
-    def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]:
+    def deliver_to(self, binding: Binding, event: Event, captures: Mapping[str, str] | None = None) -> asyncio.Future[int]:
         if not self.wants(binding, event):
             return self._accept([])
-        return self.accept_for(binding.function.name, binding.trigger, event)
+        return self.accept_for(binding.function.name, binding.trigger, event, captures)
 
     def accept_for(
         self, name: str, trigger: Trigger | None, event: Event, captures: Mapping[str, str] | None = None
@@ -208,6 +208,8 @@ class Intake:
     def lineage(self) -> Lineage | None:
         """What an event inherits that is brought about here; None outside of handlers."""
         of = cause.get()
+        if isinstance(of, tuple):
+            return extend(of[0], (of[1],))
         return self.lineage_after(of) if isinstance(of, Claim) else of
 
     def lineage_after(self, claim: Claim) -> Lineage:
