@@ -7,7 +7,7 @@ import importlib
 
 import msgspec
 
-NAMES = ("dispatch", "durable", "http", "mqtt", "start", "backlog", "patterns")
+NAMES = ("dispatch", "durable", "http", "mqtt", "start", "backlog", "patterns", "routes")
 ON_REQUEST = ("soak",)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from eventrouter.clock import Clock
+from eventrouter.contents import Contents, filter_out, looks_into_events
 from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message, parse_destination
 from eventrouter.errors import ConfigError, suggest
@@ -17,8 +17,7 @@ from eventrouter.functions import Policy
 from eventrouter.journal.protocol import Claim, Entry, Journal, Note
 from eventrouter.lanes import Lane
 from eventrouter.lineage import ATTRIBUTE, Lineage, cause, exhausted, extend, inherit
-from eventrouter.model import NOTHING, Event, Trigger, Wild, viewed
-from eventrouter.patterns import Rules
+from eventrouter.model import NOTHING, Event, Trigger
 from eventrouter.retry import fixed
 from eventrouter.routing import Index
 from eventrouter.sources import Binding, Queue, Terms
@@ -52,26 +51,11 @@ class Intake:
         self._clock = clock
         self._opened = opened
         self._indexes: dict[str, Index[tuple[Lane, Trigger]]] = {}
-        self._by_content: dict[str, Index[_ByContent]] = {}
         for lane in lanes.values():
             for trigger in lane.function.triggers:
-                if trigger.content_pattern is None:
+                if not looks_into_events(lane, trigger):
                     self._indexes.setdefault(trigger.source, Index()).add(trigger.path, (lane, trigger))
-        self._index_contents(lanes.values())
-
-    def _index_contents(self, lanes: Iterable[Lane]) -> None:
-        """Triggers of one place in the index, and of one view of an event, are looked through together."""
-        groups: dict[tuple[str, tuple[str | Wild, ...], Callable[[Event], Any]], _ByContent] = {}
-        for lane in lanes:
-            for trigger in lane.function.triggers:
-                if trigger.content_pattern is None:
-                    continue
-                place = (trigger.source, trigger.path, trigger.view)
-                if place not in groups:
-                    groups[place] = _ByContent(trigger.view)
-                    self._by_content.setdefault(trigger.source, Index()).add(trigger.path, groups[place])
-                groups[place].members.append((lane, trigger))
-                groups[place].rules.add(trigger.content_pattern, (lane, trigger))
+        self._contents = Contents(lanes.values())
 
     def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]:
         """Journal each event once for every function that wants it; see `Router.deliver`."""
@@ -91,56 +75,35 @@ class Intake:
     def _add(self, event: Event, entries: list[Entry]) -> bool:
         """Add an entry for each that wants the event; whether there is one."""
         before = len(entries)
-        found: Sequence[tuple[Lane, Trigger]] = ()
         if event.source in self.queueing:
             entries.append(self.queued(event))
         else:
-            index = self._indexes.get(event.source)
-            found = index.find(event.subject) if index is not None else ()
-            if event.source in self._by_content:
-                found = (*found, *self._find_by_content(event))
-        for lane, trigger in found:
-            captures = trigger.matches(event)
-            if captures is None:
-                continue
-            function = lane.function
-            if function.where is not None and not self._let_in(lane, trigger, event):
-                continue
-            name = lane.name
-            # Two triggers of one function that both match are still one event for it.
-            if len(entries) == before or all(entry.function != name for entry in entries[before:]):
-                key = function.order_key(event, trigger, captures) if function.ordered else None
-                entries.append(Entry(name, event, (trigger, captures), key))
+            for lane, trigger, captures in self._find(event):
+                # Two triggers of one function that both match are still one event for it.
+                name, function = lane.name, lane.function
+                if len(entries) == before or all(entry.function != name for entry in entries[before:]):
+                    key = function.order_key(event, trigger, captures) if function.ordered else None
+                    entries.append(Entry(name, event, (trigger, captures), key))
         if event.attributes is not NOTHING and ATTRIBUTE in event.attributes:
             self._look_closer(entries[before:])
         return len(entries) > before
 
-    def _find_by_content(self, event: Event) -> Iterator[tuple[Lane, Trigger]]:
-        views: dict[Callable[[Event], Any], dict[str, Any] | None] = {}
-        for group in self._by_content[event.source].find(event.subject):
-            if group.view not in views:
-                views[group.view] = viewed(group.view, event)
-            seen = views[group.view]
-            if seen is not None:
-                yield from group.rules.find(seen)
+    def _find(self, event: Event) -> Iterator[tuple[Lane, Trigger, Mapping[str, str]]]:
+        index = self._indexes.get(event.source)
+        if index is not None:
+            for lane, trigger in index.find(event.subject):
+                captures = trigger.matches(event)
+                if captures is not None:
+                    yield lane, trigger, captures
+        yield from self._contents.find(event)
 
     def wants(self, binding: Binding, event: Event) -> bool:
         """See `Router.wants`."""
-        if self._let_in(self.lanes[binding.function.name], binding.trigger, event):
+        if binding.function.lets_in(binding.trigger, event):
             return True
+        filter_out(self.lanes[binding.function.name], event)
         self.unmatched += 1
         return False
-
-    def _let_in(self, lane: Lane, trigger: Trigger, event: Event) -> bool:
-        if lane.function.lets_in(trigger, event):
-            return True
-        self.filter_out(lane, event)
-        return False
-
-    @staticmethod
-    def filter_out(lane: Lane, event: Event) -> None:
-        lane.filtered += 1
-        log.debug("%s does not want %r", lane.name, event, extra={"action": "event.filtered", "function": lane.name})
 
     def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]:
         if not self.wants(binding, event):
@@ -210,12 +173,9 @@ class Intake:
         name = f"{source}:{subject}"
         if name not in self.queues:
             self.queues[name] = None
-            index, by_content = self._indexes.get(source), self._by_content.get(source)
-            found = index.find(subject) if index is not None else ()
-            if by_content is not None:
-                found = (*found, *(member for group in by_content.find(subject) for member in group.members))
+            index = self._indexes.get(source)
             probe = Event(source, "", subject)
-            for of, trigger in found:
+            for of, trigger in (*(index.find(subject) if index is not None else ()), *self._contents.at(source, subject)):
                 if trigger.matches(probe) is None:
                     continue
                 lane = Lane(name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger)
@@ -283,17 +243,6 @@ class Intake:
                 if captures is not None:
                     return trigger, captures
         return None
-
-
-class _ByContent:
-    """Triggers whose patterns are held against the same view of an event."""
-
-    __slots__ = ("members", "rules", "view")
-
-    def __init__(self, view: Callable[[Event], Any]) -> None:
-        self.view = view
-        self.members: list[tuple[Lane, Trigger]] = []
-        self.rules: Rules[tuple[Lane, Trigger]] = Rules()
 
 
 def _queue_policy(policy: Policy, queue: Queue) -> Policy:

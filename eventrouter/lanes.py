@@ -14,6 +14,15 @@ from eventrouter.model import Trigger
 _BATCH_BYTES = 6 * 1024 * 1024  # of one batch's events together, as in Lambda
 
 
+class Counter:
+    """Of events; lanes share one where each must not be touched for every event."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Lane:
     """name: the journal's for its claims. policy: the function's, or for a queue's lane what the queue makes of it.
 
@@ -22,24 +31,27 @@ class Lane:
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
     told: when there was a notice of its throttles, untold: how many there had been.
     The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled);
-    filtered counts events that `where` kept out.
+    refused: events that `where` kept out. came, let_in: where many functions are asked at once, what came to where its triggers stand, and
+    what of it `where` let in.
     """
 
     __slots__ = (
         "_chains",
         "accepted",
         "active",
+        "came",
         "count",
         "dead",
         "expiry",
         "failed",
-        "filtered",
         "filters",
         "function",
+        "let_in",
         "name",
         "policy",
         "pool",
         "queue",
+        "refused",
         "ripe",
         "ripening",
         "starting",
@@ -74,10 +86,16 @@ class Lane:
         self.ripening: Timer | None = None
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
-        self.filtered = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
+        self.came: list[Counter] = []
+        self.refused = self.let_in = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
         self.told, self.untold = float("-inf"), 0
         self.queue: deque[Claim] = deque()
         self._chains: dict[str, deque[Claim]] = {}  # of each key that is queued or runs: what comes after it
+
+    @property
+    def filtered(self) -> int:
+        """How many events `where` kept out."""
+        return self.refused + sum(place.count for place in self.came) - self.let_in
 
     @property
     def ready(self) -> bool:

@@ -5,19 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from eventrouter.model import Wild
+from eventrouter.model import Part, Segment, Wild
 
 T = TypeVar("T")
+V = TypeVar("V")
 _CACHED_SUBJECTS = 4096
 
 
+class _Ends(Generic[V]):
+    """Values filed by how a text begins and ends."""
+
+    __slots__ = ("_lengths", "filed")
+
+    def __init__(self) -> None:
+        self.filed: dict[tuple[str, str], V] = {}
+        self._lengths: set[tuple[int, int]] = set()  # few in practice, however much is filed
+
+    def file(self, begins: str, ends: str, value: V) -> V:
+        """The value that is filed there, this one if there was none."""
+        self._lengths.add((len(begins), len(ends)))
+        return self.filed.setdefault((begins, ends), value)
+
+    def find(self, text: str) -> Iterator[V]:
+        size = len(text)
+        for first, last in self._lengths:
+            if first <= size >= last and (value := self.filed.get((text[:first], text[size - last :]))) is not None:
+                yield value
+
+
 class _Node(Generic[T]):
-    __slots__ = ("children", "here", "one", "rest")
+    __slots__ = ("children", "here", "parts", "rests")
 
     def __init__(self) -> None:
         self.children: dict[str, _Node[T]] = {}
-        self.one: _Node[T] | None = None
-        self.rest: list[T] = []
+        self.parts: _Ends[_Node[T]] = _Ends()
+        self.rests: _Ends[list[T]] = _Ends()
         self.here: list[T] = []
 
 
@@ -28,21 +50,21 @@ class Index(Generic[T]):
         self._root: _Node[T] = _Node()
         self._cache: dict[str, tuple[T, ...]] = {}
 
-    def add(self, path: tuple[str | Wild, ...], value: T) -> None:
-        """path: literal segments and wildcards; `Wild.REST` may only come last."""
+    def add(self, path: tuple[Segment, ...], value: T) -> None:
+        """path: as `Trigger.path`; the rest may only come last."""
         node = self._root
         for place, segment in enumerate(path):
-            if segment is Wild.REST:
-                if place != len(path) - 1:
-                    raise ValueError(f"Wild.REST must be the last segment of a trigger's path: {path}")
-                node.rest.append(value)
-                break
-            if segment is Wild.ONE:
-                node.one = node.one or _Node()
-                node = node.one
-            else:
-                assert isinstance(segment, str)
+            if isinstance(segment, str):
                 node = node.children.setdefault(segment, _Node())
+                continue
+            part = _PARTS[segment] if isinstance(segment, Wild) else segment
+            if not part.rest:
+                node = node.parts.file(part.begins, part.ends, _Node())
+            elif place == len(path) - 1:
+                node.rests.file(part.begins, part.ends, []).append(value)
+                break
+            else:
+                raise ValueError(f"the rest must be the last segment of a trigger's path: {path}")
         else:
             node.here.append(value)
         self._cache.clear()
@@ -57,12 +79,18 @@ class Index(Generic[T]):
         return found
 
     def _walk(self, node: _Node[T], segments: list[str], at: int) -> Iterator[T]:
-        yield from node.rest
+        if node.rests.filed:
+            for values in node.rests.find("/".join(segments[at:])):
+                yield from values
         if at == len(segments):
             yield from node.here
             return
         child = node.children.get(segments[at])
         if child is not None:
             yield from self._walk(child, segments, at + 1)
-        if node.one is not None:
-            yield from self._walk(node.one, segments, at + 1)
+        if node.parts.filed:
+            for child in node.parts.find(segments[at]):
+                yield from self._walk(child, segments, at + 1)
+
+
+_PARTS = {Wild.ONE: Part("", ""), Wild.REST: Part("", "", rest=True)}

@@ -101,11 +101,15 @@ class _Field:
 
 
 class Rules(Generic[T]):
-    """`add(pattern, value)` many times, then `find(event)`: the values of all patterns that match it, in the order of adding."""
+    """`add(pattern, value)` many times, then `find(event)`: the values of all patterns that match it, in the order of adding.
 
-    __slots__ = ("_always", "_fields", "_names", "_rules", "_stale")
+    in_texts: as for `Pattern.matches`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_always", "_fields", "_in_texts", "_names", "_rules", "_stale")
+
+    def __init__(self, *, in_texts: bool = False) -> None:
+        self._in_texts = in_texts
         self._rules: list[tuple[Pattern, T]] = []
         self._stale = False
         self._always: list[int] = []  # what requires no field at all
@@ -124,13 +128,13 @@ class Rules(Generic[T]):
         if self._stale:
             self._file()
         candidates = set(self._always)
-        for field, values in zip(self._fields, collect(event, self._names, len(self._fields)), strict=True):
+        for field, values in zip(self._fields, collect(event, self._names, len(self._fields), self._in_texts), strict=True):
             for value, _ in values:
                 field.gather(value, candidates)
         if not candidates:
             return []
         rules = self._rules
-        return [rules[number][1] for number in sorted(candidates) if rules[number][0].matches(event)]
+        return [rules[number][1] for number in sorted(candidates) if rules[number][0].matches(event, in_texts=self._in_texts)]
 
     def _file(self) -> None:
         """File all rules anew: which field tells most depends on all of them."""
