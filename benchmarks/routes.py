@@ -1,16 +1,18 @@
 """What an event costs on its way in, with 10,000 functions and with 10 of which it is for one or two: each kind of trigger, and `where`.
 
-"hot": eight subjects come again and again, so that what was found out about a subject may be remembered. "fresh": each event has a
-subject that never came before, or is for another of the functions, so that nothing remembered helps.
+hot: for one of eight functions, of subjects that come again and again, so that what was found out about them may be remembered.
+fresh: for one of eight functions, each of a subject that never came before. spread: besides, each for another of all functions, so that
+none of what belongs to it is in the processor's caches.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -34,6 +36,7 @@ FEW, MANY = 10, 10_000
 EVENTS = 4096
 SUBJECTS = 8  # hot ones
 BATCH = 64
+Mode = Literal["hot", "fresh", "spread"]
 READING = msgspec.json.encode({"celsius": 21.5, "humidity": 40.25, "state": "running"})
 
 
@@ -146,14 +149,8 @@ def _engine(kind: Kind, size: int) -> tuple[Engine, _Counting]:
     return engine, journal
 
 
-def _cost(kind: Kind, size: int, fresh: bool) -> Callable[[], float]:
+def _intake(kind: Kind, size: int) -> Callable[[Mode], Callable[[], float]]:
     engine, journal = _engine(kind, size)
-    numbers = count()
-
-    def events() -> list[Event]:
-        if fresh:
-            return [kind.event(n * 7919 % size, f"r{n}") for n, _ in zip(numbers, range(EVENTS), strict=False)]
-        return [kind.event(n % SUBJECTS * 7919 % size, "r") for n in range(EVENTS)]
 
     async def deliver(made: Sequence[Event]) -> float:
         began = perf_counter()
@@ -162,45 +159,50 @@ def _cost(kind: Kind, size: int, fresh: bool) -> Callable[[], float]:
             await asyncio.sleep(0)
         return (perf_counter() - began) / len(made) * 1e6
 
-    def measure() -> float:
+    def measure(mode: Mode) -> float:
         before = journal.taken
-        taken = asyncio.run(deliver(events()))
+        cost = asyncio.run(deliver([kind.event(n, new) for n, new in _asked(mode, size)]))
         least, most = kind.wanted
-        assert least <= (journal.taken - before) / EVENTS <= most, f"{(journal.taken - before) / EVENTS} functions want an event"
-        return taken
+        assert least <= (wanted := (journal.taken - before) / EVENTS) <= most, f"{wanted} functions want an event"
+        return cost
 
-    return measure
+    return lambda mode: lambda: measure(mode)
 
 
-def _http(size: int, fresh: bool) -> Callable[[], float]:
+def _http(size: int) -> Callable[[Mode], Callable[[], float]]:
+    """Routes are found by their source, before there is an event."""
     routes: Routes[int] = Routes()
     shapes = ("/plant/{}", "/plant/{}/{{reading}}", "/files/{}/{{rest+}}")
     for n in range(size):
         routes.add("GET", shapes[n % 3].format(n), n)
-    numbers = count()
 
-    def path(n: int, new: str) -> str:
-        return (f"/plant/{n}", f"/plant/{n}/{new}", f"/files/{n}/a/{new}")[n % 3]
-
-    def measure() -> float:
-        if fresh:
-            asked = [path(n * 7919 % size, f"r{n}") for n, _ in zip(numbers, range(EVENTS), strict=False)]
-        else:
-            asked = [path(n % SUBJECTS * 7919 % size, "r") for n in range(EVENTS)]
+    def measure(mode: Mode) -> float:
+        paths = [(f"/plant/{n}", f"/plant/{n}/{new}", f"/files/{n}/a/{new}")[n % 3] for n, new in _asked(mode, size)]
         began = perf_counter()
-        for each in asked:
-            assert routes.find("GET", each) is not None
+        for path in paths:
+            assert routes.find("GET", path) is not None
         return (perf_counter() - began) / EVENTS * 1e6
 
-    return measure
+    return lambda mode: lambda: measure(mode)
+
+
+_numbers = count()
+
+
+def _asked(mode: Mode, size: int) -> Iterator[tuple[int, str]]:
+    """For which function each event is, and a text for its subject."""
+    for n in islice(_numbers, EVENTS):
+        yield (n if mode == "spread" else n % SUBJECTS) * 7919 % size, "r" if mode == "hot" else f"r{n}"
 
 
 def run(rounds: int) -> Iterator[Result]:
-    made: dict[str, Callable[[int, bool], Callable[[], float]]] = {"http": _http}
-    made |= {name: lambda size, fresh, kind=kind: _cost(kind, size, fresh) for name, kind in KINDS.items()}  # type: ignore[misc]
+    made: dict[str, Callable[[int], Callable[[Mode], Callable[[], float]]]] = {"http": _http}
+    made |= {name: partial(_intake, kind) for name, kind in KINDS.items()}
+    modes: tuple[Mode, ...] = ("hot", "fresh", "spread")
     for name, make in made.items():
-        for fresh in (False, True):
+        many, few = make(MANY), make(FEW)
+        for mode in modes:
             yield compare(
-                f"routes {name} {'fresh' if fresh else 'hot'}", "µs/event", make(MANY, fresh), make(FEW, fresh),
+                f"routes {name} {mode}", "µs/event", many(mode), few(mode),
                 rounds=rounds, against=f"{FEW} functions instead of {MANY:,}",
             )  # fmt: skip

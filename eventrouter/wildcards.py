@@ -47,5 +47,7 @@ class Wildcards:
 
     def match(self, subject: str) -> dict[str, str] | None:
         """What the wildcards stand for in `subject`; None when it does not match."""
+        if not self.names:
+            return {} if subject == self.text else None
         found = self._match(subject)
         return None if found is None else found.groupdict()
