@@ -7,7 +7,7 @@ import importlib
 
 import msgspec
 
-NAMES = ("dispatch", "durable", "http", "mqtt", "start", "backlog", "patterns", "routes")
+NAMES = ("dispatch", "durable", "http", "mqtt", "start", "backlog", "patterns", "routes", "fanout")
 ON_REQUEST = ("soak",)
 
 
