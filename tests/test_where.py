@@ -18,6 +18,7 @@ from eventrouter.errors import ConfigError
 from eventrouter.functions import Function, Policy
 from eventrouter.lanes import Lane
 from eventrouter.limits import Pool
+from eventrouter.patterns import rules
 from eventrouter.plugins import Plugins
 from eventrouter_http import eventrouter_plugin as http_plugin
 from eventrouter_sqs import Queue, sqs
@@ -124,12 +125,13 @@ async def test_where_of_many_functions_is_not_asked_one_by_one(tmp_path: Path, m
     for place, handler in enumerate(handlers):
         handler.__name__ = f"h{place}"
     calls: list[str] = []
-    for kind, name in ((patterns.Pattern, "matches"), (LocalTrigger, "matches"), (LocalTrigger, "aws_event")):
+    kind: Any
+    for kind, name in ((rules, "fits"), (LocalTrigger, "matches"), (LocalTrigger, "aws_event")):
         real = getattr(kind, name)
         monkeypatch.setattr(kind, name, lambda *a, real=real, **k: calls.append(real.__qualname__) or real(*a, **k))
     async with running(tmp_path, *handlers) as app:
         assert await put(app, "a", {"n": 7}) == 1
-        assert sorted(calls) == ["LocalTrigger.aws_event", "LocalTrigger.matches", "Pattern.matches"]
+        assert sorted(calls) == ["LocalTrigger.aws_event", "LocalTrigger.matches", "fits"]
         await until(lambda: got == ["f7"])
         assert (app.engine.lanes["f7"].filtered, app.engine.lanes["f8"].filtered) == (0, 1)
 
@@ -296,15 +298,15 @@ def numbered(name: str, trigger: Trigger, got: list[str], **policy: Any) -> Any:
 
 async def test_patterns_of_many_triggers_are_looked_through_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[str] = []
-    tried: list[patterns.Pattern] = []
+    tried: list[Any] = []
     handlers = [numbered(f"f{n}", Matched({"n": [n]}), got) for n in range(200)]
     handlers.append(numbered("all", Matched({"n": [{"exists": True}]}), got))
     handlers.append(numbered("plain", local("a"), got))
     handlers.append(numbered("elsewhere", Matched({"n": [7]}, "b"), got))
     for place, handler in enumerate(handlers):
         handler.__name__ = f"h{place}"
-    matches = patterns.Pattern.matches
-    monkeypatch.setattr(patterns.Pattern, "matches", lambda self, *a, **k: tried.append(self) or matches(self, *a, **k))
+    fits = rules.fits
+    monkeypatch.setattr(rules, "fits", lambda fields, found: tried.append(fields) or fits(fields, found))
     Matched.views = 0
     async with running(tmp_path, *handlers) as app:
         assert await put(app, "a", {"n": 7}) == 3
