@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from benchmarks.apps import BenchTrigger, Load, Reading, event, make_app, per_second
+from benchmarks.apps import BenchTrigger, Load, Reading, event, make_app, on_loop
 from benchmarks.dispatch import InstantJournal
 from benchmarks.harness import Result, compare
+from benchmarks.measure import Measured, Watch, fresh
+from benchmarks.servers import folder
 from eventrouter import Event, on
 from eventrouter.clock import SystemClock
 from eventrouter.engine import Engine
@@ -43,28 +42,36 @@ def one_for_each(invocations: int) -> Sequence[Event]:
     return [event(kind) for _ in range(invocations // FUNCTIONS) for kind in KINDS]
 
 
-async def in_memory(fan_out: bool) -> None:
-    load = Load(COUNT, BATCH)
-    journal: Any = InstantJournal()
-    made = zip(KINDS, handlers(load, fan_out), strict=True)
-    functions = {kind: Function(of, [BenchTrigger("temperature" if fan_out else kind)], Policy(name=kind)) for kind, of in made}
-    engine = Engine(functions, journal, SystemClock())
-    await engine.start()
-    await load.run(engine.deliver, one_for_all if fan_out else one_for_each)
-    await engine.stop(5)
+def in_memory(count: int, fan_out: bool) -> Measured:
+    async def main() -> Measured:
+        load = Load(count, BATCH)
+        journal: Any = InstantJournal()
+        made = zip(KINDS, handlers(load, fan_out), strict=True)
+        functions = {kind: Function(of, [BenchTrigger("temperature" if fan_out else kind)], Policy(name=kind)) for kind, of in made}
+        engine = Engine(functions, journal, SystemClock())
+        await engine.start()
+        with Watch() as watch:
+            await load.run(engine.deliver, one_for_all if fan_out else one_for_each)
+        await engine.stop(5)
+        return watch.rate(count)
+
+    return on_loop(main)
 
 
-async def durable(fan_out: bool) -> None:
-    load = Load(COUNT, BATCH)
-    with tempfile.TemporaryDirectory(dir=".") as folder:  # the disk that a journal would be on, not a RAM disk
-        async with make_app(Path(folder), *handlers(load, fan_out)) as app:
-            await load.run(app.engine.deliver, one_for_all if fan_out else one_for_each)
-            await app.journal.flush()
+def durable(count: int, fan_out: bool) -> Measured:
+    async def main() -> Measured:
+        load = Load(count, BATCH)
+        with folder() as place:
+            async with make_app(place, *handlers(load, fan_out)) as app:
+                with Watch() as watch:
+                    await load.run(app.engine.deliver, one_for_all if fan_out else one_for_each)
+                    await app.journal.flush()
+        return watch.rate(count)
+
+    return on_loop(main)
 
 
 def run(rounds: int) -> Iterator[Result]:
-    for name, main in (("fanout", durable), ("fanout memory", in_memory)):
-        yield compare(
-            name, "invocations/s", partial(per_second, COUNT, partial(main, True)), partial(per_second, COUNT, partial(main, False)),
-            rounds=rounds, against=f"{FUNCTIONS} events for one function each",
-        )  # fmt: skip
+    for name, measure in (("fanout", "durable"), ("fanout-memory", "in_memory")):
+        ours, limit = (fresh(f"{__name__}:{measure}", count=COUNT, fan_out=fan_out) for fan_out in (True, False))
+        yield compare(name, "invocations/s", ours, limit, rounds=rounds, against=f"{FUNCTIONS} events for one function each")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
-from eventrouter.lanes import Counter, Lane
+from eventrouter.lanes import Lane, Tally
 from eventrouter.model import Event, Trigger, viewed
 from eventrouter.patterns import Rules
 from eventrouter.routing import Index
@@ -104,7 +104,7 @@ class _ByWhere:
         self.members: list[Member] = []
         self._trigger = trigger
         self._rules: Rules[Member] = Rules(in_texts=True)
-        self._came = Counter()
+        self._came = Tally()
 
     def add(self, lane: Lane, trigger: Trigger) -> None:
         assert lane.function.where is not None

@@ -126,12 +126,12 @@ async def test_where_of_many_functions_is_not_asked_one_by_one(tmp_path: Path, m
         handler.__name__ = f"h{place}"
     calls: list[str] = []
     kind: Any
-    for kind, name in ((rules, "fits"), (LocalTrigger, "matches"), (LocalTrigger, "aws_event")):
+    for kind, name in ((rules, "fits"), (LocalTrigger, "captures"), (LocalTrigger, "aws_event")):
         real = getattr(kind, name)
         monkeypatch.setattr(kind, name, lambda *a, real=real, **k: calls.append(real.__qualname__) or real(*a, **k))
     async with running(tmp_path, *handlers) as app:
         assert await put(app, "a", {"n": 7}) == 1
-        assert sorted(calls) == ["LocalTrigger.aws_event", "LocalTrigger.matches", "fits"]
+        assert sorted(calls) == ["LocalTrigger.aws_event", "LocalTrigger.captures", "fits"]
         await until(lambda: got == ["f7"])
         assert (app.engine.lanes["f7"].filtered, app.engine.lanes["f8"].filtered) == (0, 1)
 
@@ -280,8 +280,8 @@ class Matched(Trigger):
         self.subject = subject
         self.path = (subject,)
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return {} if event.subject == self.subject else None
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return {} if subject == self.subject else None
 
     @staticmethod
     def view(event: Event) -> Any:

@@ -55,10 +55,11 @@ class S3Trigger(Trigger):
         rest = Part(start, suffix.rpartition("/")[2], rest=True)  # a suffix may begin in what the prefix ends with
         self.path = (bucket, *(self._key.path if self._key else (*folders, rest)))
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        if event.type not in self._types:
-            return None
-        bucket, _, key = event.subject.partition("/")
+    def accepts(self, event: Event) -> bool:
+        return event.type in self._types
+
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        bucket, _, key = subject.partition("/")
         if bucket != self.bucket or not key.startswith(self._prefix) or not key.endswith(self.suffix):
             return None
         return self._key.match(key) if self._key else {}

@@ -27,8 +27,8 @@ class TopicTrigger(Trigger):
         self.path = self._wildcards.path
         self.names = self._wildcards.names
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return self._wildcards.match(event.subject)
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return self._wildcards.match(subject)
 
     def aws_event(self, events: Sequence[Event]) -> Any:
         if self._delivers:
