@@ -12,6 +12,7 @@ from math import inf
 
 from eventrouter.attempts import SUCCEEDED, Attempts, Bound, describe, outcomes_of, read_batch
 from eventrouter.clock import Clock
+from eventrouter.contents import filter_out
 from eventrouter.crashpoints import ARMED, crash_point
 from eventrouter.errors import JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
@@ -524,7 +525,7 @@ class Engine:
             and trigger is not None
             and (trigger.wants(event) is None or not lane.function.lets_in(trigger, event))
         ):
-            self.intake.filter_out(lane, event)
+            filter_out(lane, event)
             self.journal.settle(claim, _DONE)
             return False
         return True

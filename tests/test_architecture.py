@@ -21,7 +21,7 @@ FLOORS = {
     "destinations": 2, "notices": 2,
     "binding": 3, "idempotency": 3, "lineage": 3,
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,
-    "sources": 5, "lanes": 5,
+    "sources": 5, "lanes": 5, "contents": 5.5,
     "attempts": 6, "intake": 6,
     "settlement": 7, "replay": 7,
     "engine": 8,
