@@ -7,26 +7,16 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
-
+from benchmarks.payload import PAYLOAD, Reading
 from eventrouter import App, Event, Plugin, Source, Trigger, Wild
 from eventrouter.config import load_config
 from eventrouter.plugins import Plugins
 
+__all__ = ["PAYLOAD", "BenchSource", "BenchTrigger", "Load", "Reading", "event", "make_app", "on_loop", "per_second"]
 
-class Reading(msgspec.Struct):
-    device: str
-    celsius: float
-    humidity: float
-    labels: dict[str, str]
-    history: list[float]
-
-
-PAYLOAD = msgspec.json.encode(
-    Reading("kitchen-7", 21.5, 40.25, {"site": "north", "unit": "celsius", "note": "x" * 90}, [float(n) for n in range(20)])
-)
+T = TypeVar("T")
 
 
 class BenchTrigger(Trigger):
@@ -36,8 +26,8 @@ class BenchTrigger(Trigger):
     def __init__(self, kind: str = "temperature") -> None:
         self.path = ("sensors", Wild.ONE, kind)
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return {"device": event.subject.split("/")[1]}
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return {"device": subject.split("/")[1]}
 
 
 class BenchSource(Source[None]):
@@ -83,17 +73,26 @@ class Load:
         await self._all_done.wait()
 
 
-def per_second(count: int, main: Callable[[], Coroutine[Any, Any, None]]) -> float:
-    """Run `main` on a fresh loop; events a second."""
+def on_loop(main: Callable[[], Coroutine[Any, Any, T]], loop: str | None = None) -> T:
+    """Run `main` on a fresh loop: "asyncio", "uvloop", or None: uvloop when it is installed."""
+    if loop != "asyncio":
+        try:
+            import uvloop
+        except ImportError:
+            if loop:
+                raise
+        else:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(main())
+    return asyncio.run(main())
+
+
+def per_second(count: int, main: Callable[[], Coroutine[Any, Any, None]], loop: str | None = None) -> float:
+    """Run `main` on such a loop; events a second."""
 
     async def timed() -> float:
         began = perf_counter()
         await main()
         return count / (perf_counter() - began)
 
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(timed())
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(timed())
+    return on_loop(timed, loop)

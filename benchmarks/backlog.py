@@ -1,7 +1,7 @@
 """What a long backlog costs, in memory and in speed; what a slow handler costs the intake, and one that fails its neighbours.
 
-`python -m benchmarks.backlog COUNT FOLDER` is the router that holds one: it accepts COUNT events for a handler that waits, prints its
-resident megabytes, then for each line of input measures what that says and prints the rate.
+`python -m benchmarks.backlog COUNT FOLDER` is the router that holds one: it accepts COUNT events for a handler that waits, says so,
+then for each line of input measures what that says and prints it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,11 +18,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.apps import BenchTrigger, Reading, event, make_app, per_second
-from benchmarks.harness import Measure, Result, compare, once
+import msgspec
+
+from benchmarks.apps import BenchTrigger, Reading, event, make_app, on_loop
+from benchmarks.harness import Measure, Result, compare, percentile
+from benchmarks.measure import Measured, Watch, memory
+from benchmarks.servers import folder
 from eventrouter import App, fixed, on
 
 COUNT = 40_960  # events of a round
+FEW, MANY = 1_000, 1_000_000
 BATCH = 64
 UNDER_WAY = 64  # batches
 BESIDE_RATE, BESIDE_SECONDS = 2000, 4
@@ -62,60 +65,59 @@ class Held:
             receipts.append(self.app.engine.deliver([event() for _ in range(min(BATCH, count - start))]))
         await asyncio.gather(*receipts)
 
-    async def steady(self) -> float:
+    async def steady(self, count: int) -> Measured:
         """New events come in at the rate at which old ones are worked off; events a second."""
-        began = perf_counter()
-        self.stop_at = self.handled + COUNT
-        self.gate.set()
-        receipts = []
-        for _ in range(COUNT // BATCH):
-            await self.some_handled.acquire()
-            receipts.append(self.app.engine.deliver([event() for _ in range(BATCH)]))
-        await asyncio.gather(*receipts)
-        await self.app.journal.flush()
-        return COUNT / (perf_counter() - began)
+        self.stop_at = self.handled + count
+        with Watch() as watch:
+            self.gate.set()
+            receipts = []
+            for _ in range(count // BATCH):
+                await self.some_handled.acquire()
+                receipts.append(self.app.engine.deliver([event() for _ in range(BATCH)]))
+            await asyncio.gather(*receipts)
+            await self.app.journal.flush()
+        return watch.rate(count)
 
-    async def intake(self, *, slow: bool) -> float:
+    async def intake(self, count: int, *, slow: bool) -> Measured:
         """Accepted events a second, with the handler standing still or not; the backlog is as before afterwards."""
-        self.stop_at = self.handled + COUNT
+        self.stop_at = self.handled + count
         if not slow:
             self.gate.set()
-        began = perf_counter()
-        await self.accept(COUNT)
-        rate = COUNT / (perf_counter() - began)
+        with Watch() as watch:
+            await self.accept(count)
         self.gate.set()
-        for _ in range(COUNT // BATCH):
+        for _ in range(count // BATCH):
             await self.some_handled.acquire()
         await self.app.journal.flush()
-        return rate
+        return watch.rate(count)
+
+    async def measure(self, what: str, count: int) -> Measured:
+        if what == "memory":
+            return Measured(memory(os.getpid()))
+        return await (self.steady(count) if what == "steady" else self.intake(count, slow=what == "slow"))
 
 
-async def hold(count: int, folder: Path) -> None:
+async def hold(count: int, place: Path) -> None:
     held = Held()
-    async with make_app(folder, held.handler()) as held.app:
+    async with make_app(place, held.handler()) as held.app:
         await held.accept(count)
-        print(resident(), flush=True)
+        print("holding", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
-            what = line.strip()
-            print(await (held.steady() if what == "steady" else held.intake(slow=what == "slow")), flush=True)
+            what, events = line.split()
+            print(msgspec.json.encode(await held.measure(what, int(events))).decode(), flush=True)
         held.gate.set()
-
-
-def resident() -> float:
-    """Megabytes of this process."""
-    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
 
 
 class Holder:
     """Such a router in a process of its own."""
 
     def __init__(self, count: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(dir=".")  # the disk that a journal would be on, not a RAM disk
+        self._stack = ExitStack()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.backlog", str(count), self._folder.name],
+            [sys.executable, "-m", "benchmarks.backlog", str(count), self._stack.enter_context(folder())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self.resident = self._answer()
+        self._answer()
 
     def __enter__(self) -> Holder:
         return self
@@ -123,23 +125,27 @@ class Holder:
     def __exit__(self, *exc: object) -> None:
         self._process.kill()  # its backlog is for nobody
         self._process.communicate()
-        self._folder.cleanup()
+        self._stack.close()
 
     def measure(self, what: str) -> Measure:
-        def rate() -> float:
+        """What `Held.measure` knows."""
+
+        def measured() -> Measured:
             assert self._process.stdin is not None
-            print(what, file=self._process.stdin, flush=True)
-            return self._answer()
+            print(what, COUNT, file=self._process.stdin, flush=True)
+            return msgspec.json.decode(self._answer(), type=Measured)
 
-        return rate
+        return measured
 
-    def _answer(self) -> float:
+    def _answer(self) -> str:
         assert self._process.stdout is not None
-        return float(self._process.stdout.readline())
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError("the router that holds a backlog ended")
+        return line
 
 
-def beside(troubled: bool) -> float:
-    """The 99th percentile of milliseconds from the delivery of an event to its handler, of a quick function.
+def beside(troubled: bool) -> Measured:
+    """Milliseconds from the delivery of an event to its handler, of a quick function; the value is the 99th percentile.
 
     troubled: beside one that sleeps through every event and one that fails each, with as many events as it has.
     """
@@ -160,8 +166,8 @@ def beside(troubled: bool) -> float:
         async def bad(reading: Reading, device: str) -> None:
             raise ValueError("always")
 
-        with tempfile.TemporaryDirectory(dir=".") as folder:
-            async with make_app(Path(folder), quick, slow, bad) as app:
+        with folder() as place:
+            async with make_app(place, quick, slow, bad) as app:
                 app.config.app.drain = 0
                 others: Sequence[str] = ("slow", "bad") if troubled else ()
                 began, step = perf_counter(), 10 / BESIDE_RATE
@@ -174,18 +180,21 @@ def beside(troubled: bool) -> float:
                 while sent:
                     await asyncio.sleep(0.01)
 
-    per_second(0, main)
-    return statistics.quantiles(latencies, n=100)[98] * 1000
+    on_loop(main)
+    milliseconds = [seconds * 1000 for seconds in latencies]
+    return Measured(percentile(milliseconds, 99), latencies=milliseconds)
 
 
 def run(rounds: int) -> Iterator[Result]:
     with ExitStack() as stack:
-        few, many, most = (stack.enter_context(Holder(count)) for count in (1_000, 100_000, 1_000_000))
-        yield once("backlog-memory", "MB", many.resident, few.resident, against="a backlog of 1,000 events; ours is one of 100,000")
-        yield once("backlog-memory", "MB", most.resident, many.resident, against="a backlog of 100,000 events; ours is one of 1,000,000")
+        idle, few, many = (stack.enter_context(Holder(count)) for count in (0, FEW, MANY))
         yield compare(
-            "backlog", "events/s", most.measure("steady"), few.measure("steady"),
-            rounds=rounds, against="a standing backlog of 1,000 events; ours is one of 1,000,000",
+            "backlog-memory", "MB", many.measure("memory"), idle.measure("memory"),
+            rounds=rounds, against=f"the same router, idle; ours holds {MANY:,} events",
+        )  # fmt: skip
+        yield compare(
+            "backlog", "events/s", many.measure("steady"), few.measure("steady"),
+            rounds=rounds, against=f"a standing backlog of {FEW:,} events; ours is one of {MANY:,}",
         )  # fmt: skip
         yield compare(
             "backlog-intake", "events/s", few.measure("slow"), few.measure("quick"),
@@ -200,4 +209,4 @@ def run(rounds: int) -> Iterator[Result]:
 
 
 if __name__ == "__main__":
-    per_second(0, lambda: hold(int(sys.argv[1]), Path(sys.argv[2])))
+    on_loop(lambda: hold(int(sys.argv[1]), Path(sys.argv[2])))

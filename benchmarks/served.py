@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import inspect
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import IO
+from typing import IO, cast
 
-from benchmarks.apps import PAYLOAD, Reading
+from benchmarks.apps import PAYLOAD, Reading, on_loop
+from benchmarks.measure import memory
 
 MODEL = f"import msgspec\n\n{inspect.getsource(Reading)}"
 
@@ -86,8 +89,7 @@ class Server:
 
     def resident(self) -> float:
         """Megabytes of memory in use."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+        return memory(self.process.pid)
 
     def fds(self) -> int:
         """Open file descriptors."""
@@ -129,9 +131,8 @@ class _Client(asyncio.Protocol):
         self._got = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._request)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are of no such class
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self._got += data
@@ -151,32 +152,51 @@ class _Client(asyncio.Protocol):
 
 def load(port: int, path: str, status: int, count: int, connections: int) -> float:
     """POST a reading `count` times; answers a second."""
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(PAYLOAD)}\r\n\r\n"
 
     async def main() -> float:
         left, done = [count], asyncio.Event()
         loop = asyncio.get_running_loop()
         began = perf_counter()
         made = [
-            await loop.create_connection(lambda: _Client(head.encode() + PAYLOAD, str(status).encode(), left, done), "127.0.0.1", port)
+            await loop.create_connection(lambda: _Client(_post(path), str(status).encode(), left, done), "127.0.0.1", port)
             for _ in range(connections)
         ]
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(60):
             await done.wait()
         rate = count / (perf_counter() - began)
         for transport, _ in made:
             transport.close()
         return rate
 
-    return asyncio.run(main())
+    return on_loop(main)
 
 
-def first_answer(server: Server, path: str) -> float:
-    """Seconds from the start of the process to the first request served."""
-    load(server.port, path, 200, 1, 1)
-    return perf_counter() - server.began
+def answer_times(port: int, path: str, status: int, count: int, rate: int = 100) -> list[float]:
+    """POST a reading `count` times at so many a second, on one connection; milliseconds until each answer."""
+    times = []
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        began = perf_counter()
+        for number in range(count):
+            sleep(max(0, began + number / rate - perf_counter()))
+            sent = perf_counter()
+            connection.sendall(_post(path))
+            answer = connection.recv(65_536)  # a small one comes at once
+            times.append((perf_counter() - sent) * 1000)
+            if str(status).encode() not in answer[:16]:
+                raise RuntimeError(f"unexpected answer: {answer!r}")
+    return times
 
 
-def settle() -> None:
-    """Let a server that has just started come to rest."""
-    sleep(1)
+def get(port: int, path: str) -> int:
+    """The status of its answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", path)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def _post(path: str) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(PAYLOAD)}\r\n\r\n"
+    return head.encode() + PAYLOAD

@@ -18,8 +18,8 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks.apps import PAYLOAD
-from benchmarks.mqtt import broker
 from benchmarks.served import MODEL, Server
+from benchmarks.servers import mosquitto
 
 APP = (
     MODEL
@@ -225,7 +225,7 @@ async def soak(server: Server, mqtt: int, bucket: Path, minutes: float) -> Soake
 
 
 def run(minutes: float) -> Iterator[Soaked]:
-    with broker() as mqtt, tempfile.TemporaryDirectory(dir=".") as folder:  # the disk that a journal would be on, not a RAM disk
+    with mosquitto() as mqtt, tempfile.TemporaryDirectory(dir=".") as folder:  # the disk that a journal would be on, not a RAM disk
         place = Path(folder)
         (place / "app.py").write_text(APP)
         (place / "eventrouter.toml").write_text(f'[mqtt]\nurl = "mqtt://127.0.0.1:{mqtt}"\n')

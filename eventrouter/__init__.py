@@ -24,6 +24,7 @@ from eventrouter.model import (
     TimedOut,
     Trigger,
     Wild,
+    new_id,
 )
 from eventrouter.paths import json_path
 from eventrouter.retry import delays, exponential, fixed, lambda_
@@ -75,6 +76,7 @@ __all__ = [
     "invoke",
     "json_path",
     "lambda_",
+    "new_id",
     "on",
     "on_start",
     "on_stop",

@@ -7,6 +7,7 @@ import inspect
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from math import inf
 from typing import Any
 
@@ -18,10 +19,12 @@ from eventrouter.clock import Clock
 from eventrouter.errors import InvalidPayload, Reject, Retry
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim
-from eventrouter.lanes import Lane
-from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Stream, Succeeded, TimedOut
-from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, run
+from eventrouter.lanes import Found, Lane
+from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Stream, Succeeded, TimedOut, Trigger
+from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, finish
 from eventrouter.runtimes.thread import ThreadRuntime
+
+SUCCEEDED = Succeeded()  # where nobody asks what the result was
 
 
 class Bound:
@@ -45,7 +48,7 @@ class Attempts:
     def __init__(self, clock: Clock) -> None:
         self.dependencies = Dependencies()
         self.sweeper = Sweeper(clock)
-        self._clock = clock
+        self._monotonic = clock.monotonic
         self._threads = ThreadRuntime()
 
     async def close(self) -> None:
@@ -53,6 +56,101 @@ class Attempts:
             await self.dependencies.close()
         finally:
             self._threads.close()
+
+    def begin(
+        self,
+        lane: Lane,
+        binder: Binder | Bound,
+        event: Event,
+        captures: Mapping[str, str],
+        of: Claim | str,
+        attempt: int,
+        slot: Slot,
+        now: float,
+        stream: Stream | None = None,
+    ) -> Outcome | None:
+        """Start the handler; what became of it, or None: it waits for something, and `finish` goes on.
+
+        of: whose attempt it is, or the invocation's id. now: monotonic seconds. stream: see `Router.request`.
+        The slot's deadline is the caller's to end when it has succeeded.
+        """
+        function = lane.function
+        event.attempt = attempt
+        deadline = slot.deadline = now + lane.policy.timeout
+        if deadline < self.sweeper.next:
+            self.sweeper.schedule(deadline)
+        try:
+            context = None
+            if binder.needs_context or binder.depends:
+                id = of if isinstance(of, str) else of.id
+                context = Context(function.name, id, deadline, self._monotonic, function.policy.env, attempt)
+            call: Coroutine[Any, Any, Any]
+            args, kwargs = binder.bind(event, captures, context)
+            if lane.plain:
+                call = function.handler(*args, **kwargs)
+                if stream is not None:
+                    call = _streamed(stream, call)
+            else:
+                call = self._call(function, args, kwargs, event, context, stream)
+        except (Exception, SystemExit) as error:
+            slot.error = error
+            return self._ended(lane, binder, slot)
+        # A context of its own for each attempt: what one sets is not to be seen by the next.
+        scope = copy_context()
+        waits_for = scope.run(slot.step, call)
+        if waits_for is not slot:
+            slot.context, slot.waits_for = scope, waits_for
+            lane.suspended()
+            return None
+        if slot.error is not None or slot.overran:
+            return self._ended(lane, binder, slot)
+        return SUCCEEDED if lane.forgets and not slot.request else Succeeded(slot.result)
+
+    def starter(self, lane: Lane, slot: Slot) -> Callable[[Claim, Found, float], Outcome | None]:
+        """What does as `begin` does for claims of the lane, one after another, with as little as most of them need."""
+        function, timeout, sweeper, step, begin = lane.function, lane.policy.timeout, self.sweeper, slot.step, self.begin
+        callers: dict[Trigger | None, Callable[..., Any]] = {}
+        if lane.plain and lane.forgets:
+            callers = {trigger: binder.caller(function.handler) for trigger, binder in function.binders.items() if not binder.needs_context}
+
+        once = lane.policy.idempotent is not None
+
+        def start(claim: Claim, found: Found, now: float) -> Outcome | None:
+            trigger, captures = found
+            if once:  # a result may have to be waited for, and the attempt begins after that
+                return None
+            event, attempts, call = claim.event, claim.attempts, callers.get(trigger)
+            if call is None or attempts:
+                return begin(lane, function.binders[trigger], event, captures, claim, attempts + 1, slot, now)
+            deadline = slot.deadline = now + timeout
+            if deadline < sweeper.next:
+                sweeper.schedule(deadline)
+            try:
+                coroutine = call(event, captures, None)
+            except (Exception, SystemExit) as error:
+                slot.error = error
+            else:
+                scope = copy_context()
+                waits_for = scope.run(step, coroutine)
+                if waits_for is not slot:
+                    slot.context, slot.waits_for = scope, waits_for
+                    lane.suspended()
+                    return None
+                if slot.error is None and not slot.overran:
+                    return SUCCEEDED
+            return self._ended(lane, function.binders[trigger], slot)
+
+        return start
+
+    async def finish(self, lane: Lane, binder: Binder | Bound, slot: Slot) -> Outcome:
+        """What becomes of the attempt that `begin` began."""
+        try:
+            await finish(slot)
+        except LeftRunning:
+            left = Interrupted() if slot.interrupted else TimedOut(lane.policy.timeout, ended=slot.request)
+            _rest(slot)
+            return left
+        return self._ended(lane, binder, slot)
 
     async def run(
         self,
@@ -65,49 +163,35 @@ class Attempts:
         slot: Slot,
         stream: Stream | None = None,
     ) -> Outcome:
-        """Run the handler once. of: whose attempt it is, or the invocation's id. stream: see `Router.request`."""
-        function, limit = lane.function, lane.policy.timeout
-        event.attempt = attempt
-        deadline = self.sweeper.arm(slot, limit)
+        """`begin` and `finish`."""
         try:
-            context = None
-            if binder.needs_context or binder.depends:
-                id = of if isinstance(of, str) else of.id
-                context = Context(function.name, id, deadline, self._clock.monotonic, function.policy.env, attempt)
-            args, kwargs = binder.bind(event, captures, context)
-            call: Coroutine[Any, Any, Any]
-            if not function.is_async or function.streams or binder.depends:
-                call = self._call(function, args, kwargs, event, context, stream)
-            else:
-                call = function.handler(*args, **kwargs)
-            result = await run(call, slot, lane.suspended)
-            if stream is not None and is_streamed(result):
-                result = await run(_consume(stream, result), slot, lane.suspended)
-            if slot.expired:
-                return TimedOut(limit)
-            return Succeeded(result)
-        except LeftRunning:
-            return Interrupted() if slot.interrupted else TimedOut(limit, ended=slot.request)
-        except (asyncio.CancelledError, Overrun) as error:
-            if slot.interrupted:
-                return Interrupted()
-            if slot.expired:
-                return TimedOut(limit)
-            if slot.task.cancelling() or isinstance(error, Overrun):
-                raise  # the caller of a request went away, or is itself a function that is over its limit
-            return Failed("CancelledError", "the handler raised CancelledError though nobody cancelled it")
-        except (Exception, SystemExit) as error:
+            outcome = self.begin(lane, binder, event, captures, of, attempt, slot, self._monotonic(), stream)
+            return outcome if outcome is not None else await self.finish(lane, binder, slot)
+        finally:
+            slot.deadline = inf
+
+    @staticmethod
+    def _ended(lane: Lane, binder: Binder | Bound, slot: Slot) -> Outcome:
+        """What it means that the handler has ended so. Raises what is meant for the task that it runs in."""
+        error, slot.error = slot.error, None
+        try:
+            if error is None:
+                return TimedOut(lane.policy.timeout) if slot.expired else Succeeded(slot.result)
+            if isinstance(error, asyncio.CancelledError | Overrun):
+                if slot.interrupted:
+                    return Interrupted()
+                if slot.expired:
+                    return TimedOut(lane.policy.timeout)
+                if slot.task.cancelling() or isinstance(error, Overrun):
+                    raise error  # the caller of a request went away, or is itself a function that is over its limit
+                return Failed("CancelledError", "the handler raised CancelledError though nobody cancelled it")
             if slot.overran:
-                return TimedOut(limit)
+                return TimedOut(lane.policy.timeout)
             # Of a batch, the events that it doesn't name have succeeded.
             return Succeeded(error) if isinstance(error, PartialFailure) and isinstance(binder, Bound) else failure(error)
         finally:
-            slot.deadline = inf
-            slot.overran = False
-            if slot.expiries or slot.interrupted:
-                for _ in range(slot.expiries + slot.interrupted):
-                    slot.task.uncancel()
-                slot.expiries = 0
+            _rest(slot)
+            del error  # its traceback holds this frame
 
     async def _call(
         self,
@@ -151,6 +235,16 @@ class Attempts:
                 await self._threads.run(chunks.close, (), {})
 
 
+def _rest(slot: Slot) -> None:
+    """An attempt is over: nothing is to be cancelled any more."""
+    slot.deadline = inf
+    slot.overran = False
+    if slot.expiries or slot.interrupted:
+        for _ in range(slot.expiries + slot.interrupted):
+            slot.task.uncancel()
+        slot.expiries = 0
+
+
 _WHOLE = frozenset((dict, list, str, bytes, int, float, bool, type(None)))
 
 
@@ -167,6 +261,11 @@ def _with_chunks(result: Any, convert: Callable[[Iterator[Any]], AsyncIterator[A
     if isinstance(chunks, AsyncIterator):
         return result
     return replace(result, body=convert(chunks)) if isinstance(result, Response) else convert(chunks)
+
+
+async def _streamed(stream: Stream, call: Coroutine[Any, Any, Any]) -> Any:
+    result = await call
+    return await _consume(stream, result) if is_streamed(result) else result
 
 
 async def _consume(stream: Stream, result: Any) -> Any:

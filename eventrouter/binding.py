@@ -42,7 +42,7 @@ class Binder:
     takes: what of the event goes into which parameter: a "wildcard", a "query" parameter, the "payload".
     """
 
-    __slots__ = ("_getters", "_keywords", "_single", "depends", "needs_context", "takes")
+    __slots__ = ("_getters", "_keywords", "depends", "needs_context", "takes")
 
     def __init__(
         self,
@@ -55,18 +55,30 @@ class Binder:
         self.takes = dict(takes)
         self._getters = tuple(getters)
         self._keywords = dict(keywords)
-        self._single = getters[0] if len(getters) == 1 and not keywords else None
         self.depends = dict(depends)
         self.needs_context = needs_context
 
     def bind(self, event: Event, captures: Captures, context: Context | None) -> tuple[Sequence[Any], dict[str, Any]]:
         """Positional and keyword arguments. Raises InvalidPayload with the path of the fault."""
-        if self._single is not None:
-            return (self._single(event, captures, context),), {}
         args = [get(event, captures, context) for get in self._getters]
         if not self._keywords:
             return args, {}
         return args, {name: get(event, captures, context) for name, get in self._keywords.items()}
+
+    def caller(self, handler: Callable[..., Any]) -> Getter:
+        """What calls the handler with what `bind` gives, and is spared the tuples where there are few arguments."""
+        if not self._keywords and len(self._getters) == 1:
+            (only,) = self._getters
+            return lambda event, captures, context: handler(only(event, captures, context))
+        if not self._keywords and len(self._getters) == 2:
+            first, second = self._getters
+            return lambda event, captures, context: handler(first(event, captures, context), second(event, captures, context))
+
+        def call(event: Event, captures: Captures, context: Context | None) -> Any:
+            args, kwargs = self.bind(event, captures, context)
+            return handler(*args, **kwargs)
+
+        return call
 
     def check(self, event: Event, captures: Captures) -> None:
         """Raise InvalidPayload if `bind` would."""
@@ -292,7 +304,11 @@ def _capture(p: inspect.Parameter) -> Getter:
     name = p.name
     if p.annotation in (_EMPTY, str, Any):
         if p.default is _EMPTY:
-            return lambda event, captures, context: _present(captures, name)
+
+            def text(event: Event, captures: Captures, context: Context | None) -> Any:
+                return captures[name] if name in captures else _present(captures, name)
+
+            return text
         return lambda event, captures, context: captures.get(name, p.default)
 
     def get(event: Event, captures: Captures, context: Context | None) -> Any:

@@ -8,16 +8,17 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 
-from eventrouter.attempts import Attempts, Bound, describe, outcomes_of, read_batch
+from eventrouter.attempts import SUCCEEDED, Attempts, Bound, describe, outcomes_of, read_batch
 from eventrouter.clock import Clock
-from eventrouter.crashpoints import crash_point
+from eventrouter.crashpoints import ARMED, crash_point
 from eventrouter.errors import JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
-from eventrouter.intake import Found, Intake
+from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Claim, Journal, LetterQuery, Note, Received
-from eventrouter.lanes import Lane
+from eventrouter.lanes import Found, Lane
 from eventrouter.limits import share_out
 from eventrouter.lineage import ATTRIBUTE, cause, exhausted, extend, inherit, set_cause, tell
 from eventrouter.model import (
@@ -231,15 +232,21 @@ class Engine:
     async def _pump(self) -> None:
         """Sort claims into lanes as the journal hands them out."""
         while True:
+            lane, function = None, ""
             for claim in await self.journal.claims():
-                lane = self.lanes.get(claim.function) or self.intake.queues.get(claim.function)
+                if claim.function != function:
+                    function = claim.function
+                    lane = self.lanes.get(function) or self.intake.queues.get(function)
                 if lane is None:
                     self._settlement.give_up(None, claim, "NoSuchFunction", f"this app has no function named {claim.function!r}")
                 elif lane.pool.size == 0:
                     self._settlement.give_up(lane, claim, "ConcurrencyZero", "its reserved concurrency is 0")
                     self._credit(lane)
                 else:
-                    lane.push(claim)
+                    if claim.key is None:
+                        lane.queue.append(claim)
+                    else:
+                        lane.push(claim)
                     if not lane.starting and not lane.waiting:
                         self._start_worker(lane)
 
@@ -281,41 +288,82 @@ class Engine:
         lane.starting = False
         slot = Slot(task, lane.function.name, request=False)
         self._sweeper.slots.add(slot)
-        turn = 0
-        run, settle, binders = self._attempts.run, self._settlement.settle, lane.function.binders
-        queue, pool, once, batch = lane.queue, lane.pool, lane.policy.idempotent, lane.policy.batch
         try:
-            # A slot is handed on after each attempt when other functions wait for one.
-            while queue and slot.keeper is None and not self._stopping and not (turn and pool.waiting > lane.waiting):
-                if batch is not None:
-                    if not lane.ready:
-                        break
-                    await self._run_batch(lane, batch.size, slot)
-                else:
-                    claim = lane.pop()
-                    self._credit(lane)
-                    found = self._ready(lane, claim)
-                    decision: Decision = _DONE
-                    if found is not None:
-                        self.journal.started(claim)
-                        crash_point("attempt.before")
-                        trigger, captures = found
-                        note = None
-                        set_cause(claim)
-                        if once is None:  # no coroutine between the worker and the attempt
-                            binder = binders[trigger]
-                            outcome = await run(lane, binder, claim.event, captures, claim, claim.attempts + 1, slot)
-                        else:
-                            outcome, note = await self._attempt_once(lane, once, found, claim.event, claim.id, claim.attempts + 1, slot)
-                        crash_point("attempt.after")
-                        decision = settle(lane, claim, trigger, outcome, note)
-                    if claim.key is not None:
-                        self._end_key(lane, claim.key, slot, back=isinstance(decision, RetryAt | Release))
-                turn += 1
-                if turn % _TURN == 0:
-                    await asyncio.sleep(0)  # handlers that never wait would starve everything else
+            if lane.policy.batch is not None:
+                await self._work_batches(lane, lane.policy.batch.size, slot)
+            else:
+                await self._work_one_by_one(lane, slot)
         finally:
             self._release(lane, slot)
+
+    def _may_go_on(self, lane: Lane, slot: Slot, turn: int) -> bool:
+        """A slot is handed on after each attempt when other functions wait for one."""
+        others = lane.pool.waiting
+        return slot.keeper is None and not self._stopping and not (others and turn and len(others) > lane.waiting)
+
+    async def _work_batches(self, lane: Lane, size: int, slot: Slot) -> None:
+        turn = 0
+        while lane.ready and self._may_go_on(lane, slot, turn):
+            await self._run_batch(lane, size, slot)
+            turn += 1
+            if turn % _TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _work_one_by_one(self, lane: Lane, slot: Slot) -> None:
+        start, mark, monotonic = self._attempts.starter(lane, slot), self.journal.marker(), self._clock.monotonic
+        queue, others, max_age, filters = lane.queue, lane.pool.waiting, lane.policy.max_age, lane.filters
+        turn = 0
+        done: list[Claim] = []  # told to the journal together, before anything is waited for
+        try:
+            while queue and (turn == 0 or not others or self._may_go_on(lane, slot, turn)):
+                claim = queue.popleft()
+                now = monotonic()
+                found = claim.hint
+                if found is None or filters or now - claim.born > max_age:
+                    found = self._ready(lane, claim)
+                decision: Decision = _DONE
+                if found is not None:
+                    mark(claim)
+                    set_cause(claim)
+                    if ARMED:
+                        crash_point("attempt.before")
+                    note = None
+                    outcome = start(claim, found, now)
+                    if outcome is None:
+                        self._finish(lane, done)
+                        outcome, note = await self._go_on(lane, claim, found, slot)
+                    if ARMED:
+                        crash_point("attempt.after")
+                    if outcome is SUCCEEDED and claim.key is None:
+                        done.append(claim)
+                    else:
+                        decision = self._settlement.settle(lane, claim, found[0], outcome, note)
+                lane.taken += 1
+                if claim.key is not None:
+                    self._end_key(lane, claim.key, slot, back=isinstance(decision, RetryAt | Release))
+                turn += 1
+                if turn % _TURN == 0:
+                    slot.deadline = inf
+                    self._finish(lane, done)
+                    await asyncio.sleep(0)  # handlers that never wait would starve everything else
+                if slot.keeper is not None or self._stopping:
+                    break
+        finally:
+            slot.deadline = inf
+            self._finish(lane, done)
+            mark(None)
+
+    async def _go_on(self, lane: Lane, claim: Claim, found: Found, slot: Slot) -> tuple[Outcome, Note | None]:
+        """With an attempt that could not be made in one step."""
+        if lane.policy.idempotent is not None:
+            return await self._attempt_once(lane, lane.policy.idempotent, found, claim.event, claim.id, claim.attempts + 1, slot)
+        return await self._attempts.finish(lane, lane.function.binders[found[0]], slot), None
+
+    def _finish(self, lane: Lane, done: list[Claim]) -> None:
+        self._give_credit(lane)
+        if done:
+            self._settlement.finish(lane, done.copy())
+            done.clear()
 
     async def _attempt_once(
         self, lane: Lane, once: Idempotent, found: Found, event: Event, id: str, attempt: int, slot: Slot
@@ -402,6 +450,9 @@ class Engine:
 
     def _credit(self, lane: Lane) -> None:
         lane.taken += 1
+        self._give_credit(lane)
+
+    def _give_credit(self, lane: Lane) -> None:
         if lane.taken * 2 >= lane.window:
             self.journal.want(lane.name, lane.taken)
             lane.taken = 0
@@ -410,6 +461,7 @@ class Engine:
         """A worker or a request ends: its concurrency is free, at once or when what it left running has ended."""
         self._sweeper.slots.discard(slot)
         if slot.keeper is None:
+            slot.close()
             self._free(lane)
         else:
             self._left.setdefault(slot.keeper, set())
@@ -492,7 +544,7 @@ class Engine:
     def _expire(self, lane: Lane) -> None:
         lane.expiry = None
         while lane.queue and self._clock.monotonic() - lane.queue[0].born > lane.policy.max_age:
-            claim = lane.pop()
+            claim = lane.queue.popleft()
             self._credit(lane)
             self._give_up_for_age(lane, claim)
             if claim.key is not None:

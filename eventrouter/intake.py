@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from itertools import compress
+from operator import attrgetter
+from typing import Any, Final
 
 import msgspec
 
@@ -14,8 +17,8 @@ from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message, parse_destination
 from eventrouter.errors import ConfigError, suggest
 from eventrouter.functions import Policy
-from eventrouter.journal.protocol import Claim, Entry, Journal, Note
-from eventrouter.lanes import Lane
+from eventrouter.journal.protocol import Claim, Journal, Note
+from eventrouter.lanes import Found, Lane
 from eventrouter.lineage import ATTRIBUTE, Lineage, cause, exhausted, extend, inherit
 from eventrouter.model import NOTHING, Event, Trigger, Wild, viewed
 from eventrouter.patterns import Rules
@@ -25,7 +28,9 @@ from eventrouter.sources import Binding, Queue, Terms
 
 log = logging.getLogger("eventrouter")
 
-Found = tuple[Trigger | None, Mapping[str, str]]
+_PLANS: Final = 4096  # subjects of a source
+_NO_PLANS: Final[Mapping[str, tuple[tuple[str, Found], ...]]] = {}
+_FUNCTION: Final = attrgetter("function")
 
 
 class Intake:
@@ -52,6 +57,7 @@ class Intake:
         self._clock = clock
         self._opened = opened
         self._indexes: dict[str, Index[tuple[Lane, Trigger]]] = {}
+        self._plans: dict[str, dict[str, tuple[tuple[str, Found], ...]]] = {}
         self._by_content: dict[str, Index[_ByContent]] = {}
         for lane in lanes.values():
             for trigger in lane.function.triggers:
@@ -75,20 +81,49 @@ class Intake:
 
     def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]:
         """Journal each event once for every function that wants it; see `Router.deliver`."""
-        entries: list[Entry] = []
+        claims: list[Claim] = []
         now = self._clock.time()
         lineage = None if cause.get() is None else self.lineage()  # the usual case needs no call
+        source, plans = "", _NO_PLANS
         for event in events:
             if event.time is None:
                 event.time = now
             if lineage is not None:
                 inherit(event, lineage)
-            if not self._add(event, entries):
+            if event.source != source:
+                source = event.source
+                plans = self._plans.get(source, _NO_PLANS)
+            plan = plans.get(event.subject)
+            if plan is not None and lineage is None and ATTRIBUTE not in event.attributes:
+                for name, hint in plan:
+                    claims.append(Claim(name, event, hint))
+            elif not self._add(event, claims):
                 self.unmatched += 1
                 log.debug("no function wants %r", event, extra={"action": "event.unmatched"})
-        return self._accept(entries)
+        if len(claims) > len(events):
+            claims.sort(key=_FUNCTION)  # of each function one after another, in the order in which they came: they are written together
+        return self._accept(claims)
 
-    def _add(self, event: Event, entries: list[Entry]) -> bool:
+    def _plan(self, source: str, subject: str, found: Sequence[tuple[Lane, Trigger]]) -> None:
+        """Keep who gets events of this subject, if that depends on nothing else."""
+        if source in self.queueing or source in self._by_content:
+            return
+        plan: dict[str, Found] = {}
+        for lane, trigger in found:
+            function = lane.function
+            if type(trigger).accepts is not Trigger.accepts or function.where is not None or function.ordered:
+                return
+            captures = trigger.captures(subject)
+            if captures is not None:
+                plan.setdefault(lane.name, (trigger, captures))
+        if not plan:
+            return
+        plans = self._plans.setdefault(source, {})
+        if len(plans) >= _PLANS:
+            plans.clear()  # bounded: subjects come from outside
+        plans[subject] = tuple(plan.items())
+
+    def _add(self, event: Event, entries: list[Claim]) -> bool:
         """Add an entry for each that wants the event; whether there is one."""
         before = len(entries)
         found: Sequence[tuple[Lane, Trigger]] = ()
@@ -97,6 +132,7 @@ class Intake:
         else:
             index = self._indexes.get(event.source)
             found = index.find(event.subject) if index is not None else ()
+            self._plan(event.source, event.subject, found)
             if event.source in self._by_content:
                 found = (*found, *self._find_by_content(event))
         for lane, trigger in found:
@@ -110,7 +146,7 @@ class Intake:
             # Two triggers of one function that both match are still one event for it.
             if len(entries) == before or all(entry.function != name for entry in entries[before:]):
                 key = function.order_key(event, trigger, captures) if function.ordered else None
-                entries.append(Entry(name, event, (trigger, captures), key))
+                entries.append(Claim(name, event, (trigger, captures), key))
         if event.attributes is not NOTHING and ATTRIBUTE in event.attributes:
             self._look_closer(entries[before:])
         return len(entries) > before
@@ -158,11 +194,11 @@ class Intake:
         if captures is None and trigger is not None:
             captures = trigger.wants(event)
         captures, function = captures or NOTHING, self.lanes[name].function
-        entries = [Entry(name, event, (trigger, captures), function.order_key(event, trigger, captures))]
+        entries = [Claim(name, event, (trigger, captures), function.order_key(event, trigger, captures))]
         self._look_closer(entries)
         return self._accept(entries)
 
-    def _look_closer(self, entries: Sequence[Entry]) -> None:
+    def _look_closer(self, entries: Sequence[Claim]) -> None:
         """Have the engine look at those that may not run before it runs them: it does at what has no hint."""
         for entry in entries:
             lane = self.lanes.get(entry.function) or self.queues.get(entry.function)
@@ -182,17 +218,17 @@ class Intake:
     def accept_again(self, name: str, events: Sequence[Event]) -> tuple[asyncio.Future[int], int]:
         """Journal events for a function, or a queue, that had them before; and of how many none of its triggers wants anything any more."""
         lane = self.lanes.get(name) or self.queues.get(name)
-        entries: list[Entry] = []
+        entries: list[Claim] = []
         for event in events:
             found = None if lane is None else self.rebind(lane, event)
             if event.source in self.queueing and name not in self.lanes:  # a queue keeps what nobody takes from it; it was sent before
                 entry = self.queued(event)
-                entries.append(Entry(name, event, entry.hint, entry.key))
+                entries.append(Claim(name, event, entry.hint, entry.key))
             elif lane is not None and found is not None and (found[0] is None or lane.function.lets_in(found[0], event)):
-                entries.append(Entry(name, event, found, lane.function.order_key(event, *found)))
+                entries.append(Claim(name, event, found, lane.function.order_key(event, *found)))
         return self._accept(entries), len(events) - len(entries)
 
-    def queued(self, event: Event) -> Entry:
+    def queued(self, event: Event) -> Claim:
         """The entry for an event of a source with queues."""
         lane = self.queue(event.source, event.subject)
         terms = self.terms[event.source](event)
@@ -203,7 +239,7 @@ class Intake:
             if key is None:
                 key = lane.function.order_key(event, lane.trigger, captures)
         note = None if terms.once is None else Note(f"{event.source}/{terms.once}", event.id.encode(), terms.window)
-        return Entry(f"{event.source}:{event.subject}", event, hint, key, terms.delay, note)
+        return Claim(f"{event.source}:{event.subject}", event, hint, key, terms.delay, note)
 
     def queue(self, source: str, subject: str) -> Lane | None:
         """The lane of a queue; None: no function takes from it."""
@@ -214,9 +250,8 @@ class Intake:
             found = index.find(subject) if index is not None else ()
             if by_content is not None:
                 found = (*found, *(member for group in by_content.find(subject) for member in group.members))
-            probe = Event(source, "", subject)
             for of, trigger in found:
-                if trigger.matches(probe) is None:
+                if trigger.captures(subject) is None:
                     continue
                 lane = Lane(name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger)
                 self.queues[name] = lane
@@ -224,7 +259,7 @@ class Intake:
                 break
         return self.queues[name]
 
-    def _accept(self, entries: list[Entry]) -> asyncio.Future[int]:
+    def _accept(self, entries: list[Claim]) -> asyncio.Future[int]:
         receipt: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if not entries:
             receipt.set_result(0)
@@ -241,10 +276,10 @@ class Intake:
             fresh = written.result()
             new = sum(fresh)
             self.repeats += len(fresh) - new
-            for entry, is_new in zip(entries, fresh, strict=True):
-                lane = self.lanes.get(entry.function) or self.queues.get(entry.function)
+            for name, count in Counter(compress(map(_FUNCTION, entries), fresh)).items():
+                lane = self.lanes.get(name) or self.queues.get(name)
                 if lane is not None:
-                    lane.accepted += is_new
+                    lane.accepted += count
             receipt.set_result(new)
 
         crash_point("accept.before")
@@ -255,7 +290,7 @@ class Intake:
         """Journal what goes to a destination; see `Router.forward`."""
         return self._accept(self.addressed(target, message, self.lineage()))
 
-    def addressed(self, target: str, message: Message, lineage: Lineage | None) -> list[Entry]:
+    def addressed(self, target: str, message: Message, lineage: Lineage | None) -> list[Claim]:
         """What is to be journalled for a message to go to a destination such as `"sqs:NAME"`, and what it inherits."""
         to = parse_destination(target, "destination")
         if to.scheme not in self.senders:
@@ -265,9 +300,9 @@ class Intake:
             event.time = self._clock.time()
         if lineage is not None:
             inherit(event, lineage)
-        entries: list[Entry] = []
+        entries: list[Claim] = []
         if to.scheme == "lambda":
-            entries.append(Entry(to.name, event))
+            entries.append(Claim(to.name, event))
         elif not self._add(event, entries):
             log.warning("nobody takes what is sent to %s; the dead letter itself stays", target, extra={"action": "destination.unheard"})
         return entries

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eventrouter.clock import Timer
 from eventrouter.functions import Function, Policy
@@ -11,6 +11,7 @@ from eventrouter.journal.protocol import Claim
 from eventrouter.limits import Pool
 from eventrouter.model import Trigger
 
+Found = tuple[Trigger | None, Mapping[str, str]]  # which of a function's triggers an event is for, and what that captured
 _BATCH_BYTES = 6 * 1024 * 1024  # of one batch's events together, as in Lambda
 
 
@@ -18,6 +19,7 @@ class Lane:
     """name: the journal's for its claims. policy: the function's, or for a queue's lane what the queue makes of it.
 
     filters: whether not all that comes to a queue's lane is for its function.
+    plain: the handler's coroutine is all there is to an attempt. forgets: what it returns is of no use to anybody who doesn't wait for it.
     window: how many claims it may hold. triggers: that its events may be for; trigger: of a queue's lane, the one.
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
     told: when there was a notice of its throttles, untold: how many there had been.
@@ -26,17 +28,19 @@ class Lane:
     """
 
     __slots__ = (
+        "_chained",
         "_chains",
         "accepted",
         "active",
-        "count",
         "dead",
         "expiry",
         "failed",
         "filtered",
         "filters",
+        "forgets",
         "function",
         "name",
+        "plain",
         "policy",
         "pool",
         "queue",
@@ -65,7 +69,8 @@ class Lane:
         self.trigger = trigger
         self.triggers = function.triggers if trigger is None else (trigger,)
         self.filters = trigger is not None and (function.where is not None or trigger.content_pattern is not None)
-        self.count = 0
+        self.plain = function.is_async and not function.streams and not function.binders[None].depends
+        self.forgets = policy.on_success is None and policy.idempotent is None and policy.batch is None
         self.taken = 0
         self.active = 0
         self.starting = False
@@ -77,6 +82,7 @@ class Lane:
         self.filtered = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
         self.told, self.untold = float("-inf"), 0
         self.queue: deque[Claim] = deque()
+        self._chained = 0
         self._chains: dict[str, deque[Claim]] = {}  # of each key that is queued or runs: what comes after it
 
     @property
@@ -85,8 +91,11 @@ class Lane:
         batch = self.policy.batch
         return bool(self.queue) and (batch is None or self.ripe or not batch.window or self.count >= batch.size)
 
+    @property
+    def count(self) -> int:
+        return len(self.queue) + self._chained
+
     def push(self, claim: Claim) -> None:
-        self.count += 1
         key = claim.key
         if key is None:
             self.queue.append(claim)
@@ -95,10 +104,7 @@ class Lane:
             self.queue.append(claim)
         else:
             chain.append(claim)
-
-    def pop(self) -> Claim:
-        self.count -= 1
-        return self.queue.popleft()
+            self._chained += 1
 
     def pop_batch(self, size: int) -> list[Claim]:
         """As many as there are, up to size and 6 MB; of one key several, in their order."""
@@ -109,26 +115,26 @@ class Lane:
             while source and len(found) < size:
                 total += len(source[0].event.data)
                 if found and total > _BATCH_BYTES:
-                    self.count -= len(found)
                     return found
                 claim = source.popleft()
+                self._chained -= source is not self.queue
                 found.append(claim)
                 if source is self.queue and claim.key is None:
                     break
                 assert claim.key is not None
                 source = self._chains[claim.key]
-        self.count -= len(found)
         return found
 
     def put_back(self, key: str, claims: Sequence[Claim]) -> None:
         """Those of the key that were popped last are not run yet: they are the next of it."""
-        self.count += len(claims)
+        self._chained += len(claims)
         self._chains[key].extendleft(reversed(claims))
 
     def pass_on(self, key: str) -> None:
         """What ran under the key has ended: the next may run."""
         chain = self._chains.get(key)
         if chain:
+            self._chained -= 1
             self.queue.append(chain.popleft())
         elif chain is not None:
             del self._chains[key]
@@ -136,13 +142,13 @@ class Lane:
     def take_back(self, key: str) -> deque[Claim]:
         """What ran under the key goes back to the journal, and what waited behind it must, too."""
         behind = self._chains.pop(key, deque())
-        self.count -= len(behind)
+        self._chained -= len(behind)
         return behind
 
     def clear(self) -> None:
         self.queue.clear()
         self._chains.clear()
-        self.count = 0
+        self._chained = 0
         for timer in (self.ripening, self.expiry):
             if timer is not None:
                 timer.cancel()

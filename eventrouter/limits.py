@@ -13,17 +13,18 @@ UNRESERVED_FLOOR = 100
 class Pool:
     """Slots for running attempts: a function's reserved ones, or those that `sharers` others share.
 
+    waiting: who waits for a slot.
     The last tenth is for functions that have less than an equal part of it: one that is slow and busy can't take all.
     """
 
-    __slots__ = ("_part", "_spare", "_waiting", "free", "size")
+    __slots__ = ("_part", "_spare", "free", "size", "waiting")
 
     def __init__(self, size: int, sharers: int = 1) -> None:
         self.size = size
         self.free = size
         self._spare = size // 10 if sharers > 1 else 0
         self._part = max(1, self._spare // max(1, sharers))
-        self._waiting: deque[Callable[[], bool]] = deque()
+        self.waiting: deque[Callable[[], bool]] = deque()
 
     def take(self, active: int = 0) -> bool:
         """active: how many slots the function has."""
@@ -35,18 +36,13 @@ class Pool:
     def give(self) -> None:
         """Return a slot; who waited longest for one is called first, until one takes it."""
         self.free += 1
-        for _ in range(len(self._waiting)):
-            if self._waiting.popleft()():
+        for _ in range(len(self.waiting)):
+            if self.waiting.popleft()():
                 break
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for a slot."""
-        return len(self._waiting)
 
     def wait(self, wake: Callable[[], bool]) -> None:
         """Call `wake` once when a slot has come free; it says whether it took one."""
-        self._waiting.append(wake)
+        self.waiting.append(wake)
 
 
 def share_out(total: int, reserved: Mapping[str, int], sharers: int = 1) -> tuple[Pool, dict[str, Pool]]:

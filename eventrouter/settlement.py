@@ -14,7 +14,7 @@ from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import letter, record
 from eventrouter.idempotency import unserializable
 from eventrouter.intake import Intake
-from eventrouter.journal.protocol import Claim, Entry, Journal, Note
+from eventrouter.journal.protocol import Claim, Journal, Note
 from eventrouter.lanes import Lane
 from eventrouter.lineage import ATTRIBUTE, cause
 from eventrouter.model import (
@@ -72,6 +72,13 @@ class Settlement:
         self._settle_as(lane, claim, decision, describe(outcome), trigger, outcome, note)
         return decision
 
+    def finish(self, lane: Lane, claims: list[Claim]) -> None:
+        """As `settle`, for several that succeeded, have no key, and of which nothing follows."""
+        lane.succeeded += len(claims)
+        crash_point("settle.before")
+        self._journal.finish(claims)
+        crash_point("settle.after")
+
     def settle_batch(
         self, lane: Lane, trigger: Trigger | None, group: Sequence[tuple[Claim, Mapping[str, str]]], outcomes: Sequence[Outcome]
     ) -> set[str]:
@@ -103,7 +110,7 @@ class Settlement:
         if lane is not None:
             self._settle_as(lane, claim, dead, message, lane.trigger)
             return
-        entries: list[Entry] = []
+        entries: list[Claim] = []
         if queue.dlq is not None:
             copy, lineage = letter(claim.event, None, claim.id, dead), claim.event.attributes.get(ATTRIBUTE)
             entries = self._intake.addressed(queue.dlq, copy, lineage)
@@ -123,7 +130,7 @@ class Settlement:
         self._write(lane, claim, decision, why, entries, () if note is None else (note,))
 
     def _write(
-        self, lane: Lane | None, claim: Claim, decision: Decision, why: str, entries: Sequence[Entry], notes: Sequence[Note] = ()
+        self, lane: Lane | None, claim: Claim, decision: Decision, why: str, entries: Sequence[Claim], notes: Sequence[Note] = ()
     ) -> None:
         crash_point("settle.before")
         self._journal.settle(claim, decision, entries, notes)
@@ -150,7 +157,7 @@ class Settlement:
         elif isinstance(decision, Release):
             log.info("%s: %s goes back uncharged: %s", claim.function, claim.id, why, extra={"action": "invocation.release", **extra})
 
-    def _follow_up(self, lane: Lane, claim: Claim, decision: Decision, trigger: Trigger | None, outcome: Outcome | None) -> list[Entry]:
+    def _follow_up(self, lane: Lane, claim: Claim, decision: Decision, trigger: Trigger | None, outcome: Outcome | None) -> list[Claim]:
         """The copies and records that the end of an invocation sends elsewhere, to be written with it."""
         policy, messages = lane.policy, []
         if isinstance(decision, Dead):
@@ -162,7 +169,7 @@ class Settlement:
         if target is not None:
             now = self._clock.time()
             messages.append((target, record(claim.event, trigger, claim.id, lane.function.name, decision, outcome, attempts, now)))
-        entries: list[Entry] = []
+        entries: list[Claim] = []
         for address, message in messages:
             try:
                 entries += self._intake.addressed(address, message, self._intake.lineage_after(claim))

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from eventrouter import Event
+from eventrouter import Event, new_id
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Claim, Entry, Journal, Letter, LetterQuery, Note, QueueDepth, Received
+from eventrouter.journal.protocol import Claim, Journal, Letter, LetterQuery, Note, QueueDepth, Received
 from eventrouter.model import Dead, Done, Release, RetryAt
 
 DONE = Done()
@@ -22,15 +22,15 @@ DEAD = Dead("RetriesExhausted", "ValueError", "no such device", 3)
 
 
 def event(n: int = 0, id: str | None = None, source: str = "test") -> Event:
-    return Event(source, "test.event", f"subject/{n}", b"%d" % n, id=id, time=1.0, attributes={"n": n})
+    return Event(source, "test.event", f"subject/{n}", b"%d" % n, id=id or new_id(), time=1.0, attributes={"n": n})
 
 
-def entries(function: str, *numbers: int) -> list[Entry]:
-    return [Entry(function, event(n), hint=n) for n in numbers]
+def entries(function: str, *numbers: int) -> list[Claim]:
+    return [Claim(function, event(n), hint=n) for n in numbers]
 
 
-def keyed(key: str, *numbers: int) -> list[Entry]:
-    return [Entry("f", event(n), key=key) for n in numbers]
+def keyed(key: str, *numbers: int) -> list[Claim]:
+    return [Claim("f", event(n), key=key) for n in numbers]
 
 
 def numbers(claims: Sequence[Claim | Letter]) -> list[int]:
@@ -131,12 +131,12 @@ class JournalContract:
     # Repeats
 
     async def test_a_repeat_of_source_id_and_function_is_told(self, journal: Journal) -> None:
-        assert await journal.accept([Entry("f", event(1, "a")), Entry("g", event(1, "a")), Entry("f", event(2, "a"))]) == [
+        assert await journal.accept([Claim("f", event(1, "a")), Claim("g", event(1, "a")), Claim("f", event(2, "a"))]) == [
             True,
             True,
             False,
         ]
-        assert await journal.accept([Entry("f", event(3, "a", "other")), Entry("f", event(4, "a")), Entry("f", event(5, "b"))]) == [
+        assert await journal.accept([Claim("f", event(3, "a", "other")), Claim("f", event(4, "a")), Claim("f", event(5, "b"))]) == [
             True, False, True,
         ]  # fmt: skip
         journal.want("f", 10)
@@ -144,26 +144,26 @@ class JournalContract:
 
     async def test_events_without_an_id_are_never_repeats(self, journal: Journal) -> None:
         same = event(1)
-        assert await journal.accept([Entry("f", same), Entry("f", same)]) == [True, True]
+        assert await journal.accept([Claim("f", same), Claim("f", same)]) == [True, True]
 
     async def test_a_repeat_is_known_as_long_as_it_was_asked_for(self, make: Callable[..., Journal], clock: ManualClock) -> None:
         journal = make(dedupe=60)
         await journal.open()
-        assert await journal.accept([Entry("f", event(1, "a"))]) == [True]
+        assert await journal.accept([Claim("f", event(1, "a"))]) == [True]
         journal.want("f", 1)
         for claim in await self.claims(journal, 1):
             journal.settle(claim, DONE)
         clock.advance(59)
-        assert await journal.accept([Entry("f", event(1, "a"))]) == [False]
+        assert await journal.accept([Claim("f", event(1, "a"))]) == [False]
         clock.advance(2)
-        assert await journal.accept([Entry("f", event(1, "a"))]) == [True]
+        assert await journal.accept([Claim("f", event(1, "a"))]) == [True]
         await journal.close()
 
     async def test_without_dedupe_nothing_is_a_repeat(self, make: Callable[..., Journal]) -> None:
         journal = make(dedupe=0)
         await journal.open()
-        assert await journal.accept([Entry("f", event(1, "a")), Entry("f", event(2, "a"))]) == [True, True]
-        assert await journal.accept([Entry("f", event(3, "a"))]) == [True]
+        assert await journal.accept([Claim("f", event(1, "a")), Claim("f", event(2, "a"))]) == [True, True]
+        assert await journal.accept([Claim("f", event(3, "a"))]) == [True]
         await journal.close()
 
     # Settling
@@ -506,7 +506,7 @@ class JournalContract:
 
     async def test_a_delayed_entry_comes_when_its_delay_is_over(self, journal: Journal, clock: ManualClock) -> None:
         journal.want("f", 9)
-        await journal.accept([Entry("f", event(1), delay=30), Entry("f", event(2))])
+        await journal.accept([Claim("f", event(1), delay=30), Claim("f", event(2))])
         assert numbers(await self.claims(journal, 1)) == [2]
         clock.advance(29)
         await self.nothing_comes(journal)
@@ -519,7 +519,7 @@ class JournalContract:
             return
         journal = make()
         await journal.open()
-        await journal.accept([Entry("f", event(1), delay=30)])
+        await journal.accept([Claim("f", event(1), delay=30)])
         await journal.close()
         clock.advance(20)
         journal = make()
@@ -533,7 +533,7 @@ class JournalContract:
     async def test_a_delayed_head_holds_its_key(self, journal: Journal, clock: ManualClock) -> None:
         journal.want("f", 9)
         await journal.accept(
-            [Entry("f", event(1), key="a", delay=30), Entry("f", event(2), key="a"), Entry("f", event(3), key="a", delay=90)]
+            [Claim("f", event(1), key="a", delay=30), Claim("f", event(2), key="a"), Claim("f", event(3), key="a", delay=90)]
         )
         await self.nothing_comes(journal)
         clock.advance(31)
@@ -550,8 +550,8 @@ class JournalContract:
         assert numbers(await self.claims(journal, 1)) == [3]
 
     async def test_a_note_makes_the_next_of_its_key_a_repeat_as_long_as_it_is_kept(self, journal: Journal, clock: ManualClock) -> None:
-        def noted(n: int) -> list[Entry]:
-            return [Entry("f", event(n), note=Note("once/a", b"%d" % n, 300))]
+        def noted(n: int) -> list[Claim]:
+            return [Claim("f", event(n), note=Note("once/a", b"%d" % n, 300))]
 
         assert await journal.accept([*noted(1), *noted(2)]) == [True, False]
         clock.advance(299)
@@ -604,12 +604,12 @@ class JournalContract:
             async with asyncio.timeout(10):
                 return [int(it.event.data) for it in await waiting]
 
-        async def accept(*made: Entry) -> None:
+        async def accept(*made: Claim) -> None:
             await journal.accept(made)
 
         assert await waits(lambda: accept(*entries("f", 1))) == [1]
         assert await waits(lambda: clock.advance(5.1)) == [1], "seen again"
-        await accept(Entry("f", event(2), delay=3))
+        await accept(Claim("f", event(2), delay=3))
         assert await waits(lambda: clock.advance(3.1)) == [2], "its delay is over"
         clock.advance(5)
         (one, two) = await self.receive(journal, 9)
@@ -646,7 +646,7 @@ class JournalContract:
             await waiting
 
     async def test_what_nobody_holds_and_is_too_old_is_a_claim(self, journal: Journal, clock: ManualClock) -> None:
-        await journal.accept([*entries("f", 1, 2), Entry("f", event(3), delay=500)])
+        await journal.accept([*entries("f", 1, 2), Claim("f", event(3), delay=500)])
         (held,) = await self.receive(journal, 1, hide=1000)
         clock.advance(100)
         await journal.accept(entries("f", 4))
@@ -662,7 +662,7 @@ class JournalContract:
 
     async def test_a_queue_is_cleared_of_all_that_waits(self, journal: Journal, clock: ManualClock) -> None:
         await self.bury(journal, "f", 0)
-        await journal.accept([*entries("f", 1, 2), *keyed("a", 3, 4, 5), Entry("f", event(6), delay=5), *entries("g", 7)])
+        await journal.accept([*entries("f", 1, 2), *keyed("a", 3, 4, 5), Claim("f", event(6), delay=5), *entries("g", 7)])
         await self.receive(journal, 1)
         journal.want("f", 2)
         running = await self.claims(journal, 2)
@@ -678,7 +678,7 @@ class JournalContract:
 
     async def test_the_depth_of_a_queue(self, journal: Journal, clock: ManualClock) -> None:
         assert await journal.queue_depth("f") == QueueDepth()
-        await journal.accept([*entries("f", 1, 2, 3), *keyed("a", 4, 5), Entry("f", event(6), delay=5)])
+        await journal.accept([*entries("f", 1, 2, 3), *keyed("a", 4, 5), Claim("f", event(6), delay=5)])
         await self.receive(journal, 1)
         journal.want("f", 1)
         await self.claims(journal, 1)
@@ -690,7 +690,7 @@ class JournalContract:
 
     async def test_where_an_event_is(self, journal: Journal, clock: ManualClock) -> None:
         it = event(1, "natural")
-        await journal.accept([Entry("f", it), Entry("g", it)])
+        await journal.accept([Claim("f", it), Claim("g", it)])
         assert {(w.function, w.state) for w in await journal.find("natural")} == {("f", "waiting"), ("g", "waiting")}
         journal.want("f", 1)
         (claim,) = await self.claims(journal, 1)
@@ -762,14 +762,14 @@ class JournalContract:
         journal = make()
         await journal.open()
         journal.want("f", 2)
-        await journal.accept([*entries("f", 1, 2, 3), Entry("f", event(4, "natural"))])
+        await journal.accept([*entries("f", 1, 2, 3), Claim("f", event(4, "natural"))])
         one, two = await self.claims(journal, 2)
         journal.settle(two, RetryAt(clock.time() + 50, 1))
         await journal.put("k", b"v")
         await journal.close()
         journal = make()
         await journal.open()
-        assert await journal.accept([Entry("f", event(4, "natural"))]) == [False]
+        assert await journal.accept([Claim("f", event(4, "natural"))]) == [False]
         assert await journal.get("k") == b"v"
         journal.want("f", 10)
         again = await self.claims(journal, 3)
@@ -792,7 +792,7 @@ class JournalContract:
             step = chance.random()
             if step < 0.3:
                 count = chance.randrange(1, 40)
-                receipt = journal.accept([Entry(chance.choice("fg"), event(n)) for n in range(accepted, accepted + count)])
+                receipt = journal.accept([Claim(chance.choice("fg"), event(n)) for n in range(accepted, accepted + count)])
                 accepted += count
                 if chance.random() < 0.5:
                     await receipt
@@ -854,8 +854,8 @@ class JournalContract:
         journal.want("f", 9)
         known = event(2, "known")
         began = clock.time()
-        await journal.accept([*entries("f", 1), Entry("f", known), Entry("g", known), *entries("sqs:jobs", 7)])
-        assert await journal.accept([Entry("f", known)]) == [False]
+        await journal.accept([*entries("f", 1), Claim("f", known), Claim("g", known), *entries("sqs:jobs", 7)])
+        assert await journal.accept([Claim("f", known)]) == [False]
         done, dead = await self.claims(journal, 2)
         clock.advance(10)
         journal.settle(done, DONE, entries("f", 3))  # a copy that goes to a destination was accepted, too
@@ -892,7 +892,7 @@ class JournalContract:
         await journal.open()
         again = event(1)
         again.attributes = {"replay": "replay-1"}
-        assert await journal.accept([Entry("f", again), *entries("f", 2)]) == [True, True]
+        assert await journal.accept([Claim("f", again), *entries("f", 2)]) == [True, True]
         assert await self.archived(journal) == [2]
         await journal.close()
 

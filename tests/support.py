@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from eventrouter import App, Event, Plugin, Source, Trigger, Wild
+from eventrouter import App, Event, Plugin, Source, Trigger, Wild, new_id
 from eventrouter.clock import Clock, ManualClock
 from eventrouter.config import load_config
 from eventrouter.plugins import Plugins
@@ -29,8 +29,8 @@ class LocalTrigger(Trigger):
         self.path = tuple(Wild.ONE if part.startswith("{") else part for part in self._parts)
         self.names = tuple(part[1:-1] for part in self._parts if part.startswith("{"))
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        parts = event.subject.split("/")
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        parts = subject.split("/")
         if len(parts) != len(self._parts):
             return None
         captures = {}
@@ -70,7 +70,7 @@ class LocalSource(Source[LocalConfig]):
 
 
 def event(subject: str, data: Any = None, id: str | None = None) -> Event:
-    return Event("local", "local.put", subject, msgspec.json.encode(data), id=id)
+    return Event("local", "local.put", subject, msgspec.json.encode(data), id=id or new_id())
 
 
 LOCAL = Plugin(name="local", source="support:LocalSource", always=True, config=LocalConfig, triggers={"local": local})

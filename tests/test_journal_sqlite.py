@@ -18,8 +18,8 @@ import pytest
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
 from eventrouter.journal import archive, schema
-from eventrouter.journal.database import Database, RowClaim
-from eventrouter.journal.protocol import Entry, Journal, LetterQuery
+from eventrouter.journal.database import Database
+from eventrouter.journal.protocol import Claim, Journal, LetterQuery
 from eventrouter.journal.running import Running
 from eventrouter.journal.sqlite import SqliteJournal
 from eventrouter.journal.writer import Limits
@@ -184,7 +184,7 @@ class TestFile(JournalContract):
         assert (numbers([letter]), letter.reason, letter.error_message) == ([2], "RetriesExhausted", "no such device")
         assert await journal.get("cron/tick") == b"42"
         assert [found.state for found in await journal.find("known")] == ["waiting"]
-        assert await journal.accept([Entry("f", event(5, "known"))]) == [False]
+        assert await journal.accept([Claim("f", event(5, "known"))]) == [False]
         journal.want("f", 9)
         assert numbers(await self.claims(journal, 3)) == [4, 5, 6]
         clock.advance(61)
@@ -215,7 +215,7 @@ class TestFile(JournalContract):
         journal.want("f", 1000)
         taken = 0
         while not journal.fault and taken < 100:
-            await journal.accept([Entry("f", Event("test", "t", "s", bytes(100_000)))])
+            await journal.accept([Claim("f", Event("test", "t", "s", bytes(100_000)))])
             (claim,) = await self.claims(journal, 1)
             journal.settle(claim, DONE)
             taken += 1
@@ -244,12 +244,11 @@ class TestFile(JournalContract):
         journal = make()
         await journal.open()
         journal.want("f", 2)
-        await journal.accept([Entry("f", event(n), key="k") for n in (1, 2)])
+        await journal.accept([Claim("f", event(n), key="k") for n in (1, 2)])
         one, two = await self.claims(journal, 2)
         journal.settle(one, RetryAt(clock.time() + 10, 1))
         closing = asyncio.ensure_future(journal.close())
         await asyncio.sleep(0)
-        assert isinstance(two, RowClaim)
         journal._hand_out([two])  # its key waits for what goes back; the closed journal takes no operation any more
         await closing
 
@@ -321,7 +320,7 @@ async def test_an_event_that_cannot_be_stored_says_why() -> None:
     bad = event(1)
     bad.attributes = {"x": object()}
     with pytest.raises(JournalError, match="attributes must be JSON types"):
-        await journal.accept([Entry("f", bad)])
+        await journal.accept([Claim("f", bad)])
     await journal.close()
 
 

@@ -28,11 +28,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from eventrouter import App, Batch, Event, PartialFailure, Plugin, Queue, Reject, Retry, Source, Terms, fixed, on
+from eventrouter import App, Batch, Event, PartialFailure, Plugin, Queue, Reject, Retry, Source, Terms, fixed, new_id, on
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Claim, Entry, LetterQuery
-from eventrouter.journal.schema import PARKED, RUNNING, WAITING, claim_id
+from eventrouter.journal.protocol import Claim, LetterQuery, claim_id
+from eventrouter.journal.schema import PARKED, RUNNING, WAITING
 from eventrouter.journal.sqlite import SqliteJournal, _closed
 from eventrouter.journal.writer import Commit
 from eventrouter.model import Dead, Decision, Done, Release, RetryAt
@@ -212,7 +212,7 @@ class JournalMachine(Machine):
     def accept(self, function: str, keys: list[str | None], take: bool, delay: float) -> None:
         async def accept() -> None:
             entries = [
-                Entry(function, Event("test", "t", "s", msgspec.json.encode({"n": self.next_number()}), time=1.0), None, key, delay)
+                Claim(function, Event("test", "t", "s", msgspec.json.encode({"n": self.next_number()}), time=1.0), None, key, delay)
                 for key in keys
             ]
             first = self.journal._seq
@@ -563,13 +563,13 @@ class RouterMachine(Machine):
                     callback()
             heard(commit)
 
-        def accepting(entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
+        def accepting(entries: Sequence[Claim]) -> asyncio.Future[list[bool]]:
             first = journal._seq
             receipt = accept(entries)
             receipt.add_done_callback(lambda _: self.receipt(receipt, entries, first))
             return receipt
 
-        def settling(claim: Any, decision: Decision, entries: Sequence[Entry] = (), notes: Sequence[Any] = ()) -> None:
+        def settling(claim: Any, decision: Decision, entries: Sequence[Claim] = (), notes: Sequence[Any] = ()) -> None:
             if journal._running.get(claim.seq) is claim and journal._put is not _closed:
                 self.settled(claim, decision)
             settle(claim, decision, entries, notes)
@@ -580,7 +580,7 @@ class RouterMachine(Machine):
 
         journal.accept, journal.settle, journal.started, journal._heard = accepting, settling, starting, hear  # type: ignore[method-assign]
 
-    def receipt(self, receipt: asyncio.Future[list[bool]], entries: Sequence[Entry], first: int) -> None:
+    def receipt(self, receipt: asyncio.Future[list[bool]], entries: Sequence[Claim], first: int) -> None:
         self.ticks += 1
         if receipt.exception() is None:
             for seq, (entry, new) in enumerate(zip(entries, receipt.result(), strict=True), first):
@@ -692,7 +692,7 @@ class RouterMachine(Machine):
         number = self.next_number()
         self.scripts[number] = script
         key = subject.rpartition("/")[2] if "/" in subject else "xy"[place % 2] if what in ("box", "hand") else None
-        return Event(source, "test", subject, msgspec.json.encode({"n": number, "key": key}), id=id)
+        return Event(source, "test", subject, msgspec.json.encode({"n": number, "key": key}), id=id or new_id())
 
     async def deliver(self, events: list[Event]) -> int | None:
         try:

@@ -15,7 +15,7 @@ from eventrouter import Event, on
 from eventrouter.clock import ManualClock
 from eventrouter.errors import ConfigError, JournalError
 from eventrouter.journal import database
-from eventrouter.journal.protocol import Entry
+from eventrouter.journal.protocol import Claim
 from eventrouter.journal.sqlite import SqliteJournal
 from eventrouter.journal.writer import _MEMORY, Limits
 from journal_contract import DONE, entries, numbers
@@ -35,7 +35,7 @@ async def test_what_is_handed_out_is_bounded_in_bytes(tmp_path: Path, clock: Man
     journal.want("f", 1000)
     await journal.flush()
     for n in range(2 * _MEMORY // size):
-        await journal.accept([Entry("f", Event("test", "t", str(n), bytes(size)))])
+        await journal.accept([Claim("f", Event("test", "t", str(n), bytes(size)))])
     await journal.flush()
     held = await journal.claims()
     assert len(held) == _MEMORY // size
@@ -94,7 +94,7 @@ async def test_a_backlog_in_bytes(tmp_path: Path, clock: ManualClock) -> None:
     journal = SqliteJournal(tmp_path / "journal.db", clock=clock, limits=Limits(size=1_000_000))
     await journal.open()
     while not journal.fault:
-        assert await journal.accept([Entry("f", Event("test", "t", "x", bytes(100_000)))]) == [True]
+        assert await journal.accept([Claim("f", Event("test", "t", "x", bytes(100_000)))]) == [True]
     with pytest.raises(JournalError, match=r"the journal has \d+ MB; \[journal\] max_backlog is 0 MB"):
         await journal.accept(entries("f", 1))
     journal.want("f", 1000)

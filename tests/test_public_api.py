@@ -12,7 +12,8 @@ PUBLIC = {
     "Idempotent", "Interrupted", "Message", "Notice", "Outcome", "PartialFailure", "Plugin", "Queue",
     "QueueDepth", "Received", "Reject", "Response",
     "Retry", "Router", "Source", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
-    "call_from_thread", "delays", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "on", "on_start", "on_stop",
+    "call_from_thread", "delays", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "new_id",
+    "on", "on_start", "on_stop",
     "seconds",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
 from eventrouter.journal import database, schema
 from eventrouter.journal.pages import Pages
-from eventrouter.journal.protocol import Entry, LetterQuery
+from eventrouter.journal.protocol import Claim, LetterQuery
 from eventrouter.journal.salvage import salvage
 from eventrouter.journal.sqlite import SqliteJournal
 from eventrouter.model import Dead, Done, Event, RetryAt
@@ -35,9 +35,9 @@ async def fill(path: Path, clock: ManualClock) -> None:
     await journal.open()
     for key in range(300):
         await journal.put(f"cron/{key}", bytes(40))
-    await journal.accept([Entry("f", Event("local", "put", "a", b"%d" % n, id=f"id {n}")) for n in range(ROWS // 2)])
+    await journal.accept([Claim("f", Event("local", "put", "a", b"%d" % n, id=f"id {n}")) for n in range(ROWS // 2)])
     await journal.accept(entries("g", *range(ROWS // 2 - 20)))
-    await journal.accept([Entry("long", Event("local", "put", "a", bytes([n]) * 20_000)) for n in range(20)])
+    await journal.accept([Claim("long", Event("local", "put", "a", bytes([n]) * 20_000)) for n in range(20)])
     journal.want("f", 1500)
     claims: list[Any] = []
     while len(claims) < 1500:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from eventrouter.clock import ManualClock
-from eventrouter.runtimes.deadline import Slot, run
+from eventrouter.runtimes.deadline import Slot
 from eventrouter.runtimes.watchdog import Watchdog
 
 
@@ -24,7 +24,9 @@ async def step(handler: Callable[[], None], deadline: float = inf) -> None:
     assert task is not None
     slot = Slot(task, "handler", request=False)
     slot.deadline = deadline
-    await run(coroutine(), slot, lambda: None)
+    assert slot.step(coroutine()) is slot
+    if slot.error is not None:
+        raise slot.error
 
 
 async def test_it_repeats_itself_at_growing_intervals(caplog: pytest.LogCaptureFixture) -> None:

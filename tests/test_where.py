@@ -192,8 +192,8 @@ class Matched(Trigger):
         self.subject = subject
         self.path = (subject,)
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return {} if event.subject == self.subject else None
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return {} if subject == self.subject else None
 
     @staticmethod
     def view(event: Event) -> Any:

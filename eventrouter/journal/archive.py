@@ -8,8 +8,8 @@ from typing import Final
 
 import apsw
 
-from eventrouter.journal.protocol import Archived
-from eventrouter.journal.schema import claim_id, claim_seq, readable
+from eventrouter.journal.protocol import Archived, claim_id, claim_seq
+from eventrouter.journal.schema import readable
 
 _TRIM: Final = 64  # rows that a commit lets go of besides two for each new one
 _PAGE: Final = 4 << 20  # bytes of events that are read at once

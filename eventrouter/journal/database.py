@@ -17,9 +17,9 @@ import msgspec
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
 from eventrouter.journal.archive import Archive
-from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Whereabouts
-from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, claim_id, make, readable
-from eventrouter.model import Event
+from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Whereabouts, claim_id
+from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, make, readable
+from eventrouter.model import Event, unpack_many
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
 _LOOK: Final = 64 << 20  # bytes of a file that is looked through at each opening: 0.05 s, 0.8 s when it is in no cache
@@ -31,40 +31,19 @@ _RESERVE: Final = 10**9  # sequence numbers that one opening may use
 _SLICE: Final = 20_000  # rows that `find` looks through at a time, some 10 ms
 
 
-class RowClaim(Claim):
-    """mark: its place among those that are being run; -1: no attempt has begun. size: bytes it takes in memory."""
-
-    __slots__ = ("mark", "seq", "size")
-
-    def __init__(
-        self,
-        seq: int,
-        function: str,
-        event: Event,
-        attempts: int,
-        born: float,
-        size: int,
-        hint: Any = None,
-        key: str | None = None,
-        deaths: int = 0,
-        redriven: bool = False,
-    ) -> None:
-        # Claim's own __init__ spelt out: one call less for every event.
-        self.seq = seq
-        self.mark = -1
-        self.size = size
-        self.function = function
-        self.event = event
-        self.attempts = attempts
-        self.born = born
-        self.hint = hint
-        self.key = key
-        self.deaths = deaths
-        self.redriven = redriven
-
-    @property
-    def id(self) -> str:  # type: ignore[override]  # made when somebody asks, which few do
-        return claim_id(self.seq)
+def claimed(
+    seq: int,
+    function: str,
+    event: Event,
+    attempts: int,
+    born: float,
+    size: int,
+    key: str | None = None,
+    deaths: int = 0,
+    redriven: bool = False,
+) -> Claim:
+    """A claim of what is in the file."""
+    return Claim(function, event, None, key, 0, None, attempts, born, deaths, redriven, seq, size)
 
 
 class Batch:
@@ -392,7 +371,7 @@ class Database:
 
     def take(
         self, function: str, after: tuple[float, int], now: float, born: float, limit: int, room: int
-    ) -> tuple[list[RowClaim], tuple[float, int] | None, float | None]:
+    ) -> tuple[list[Claim], tuple[float, int] | None, float | None]:
         """Up to `limit` waiting rows that are due. Then the place of the last; or None when these were all, and when the next is due.
 
         after: (due, seq) up to which all was taken before. born: what to add to a Unix time to have the monotonic one.
@@ -402,8 +381,8 @@ class Database:
             many = self._take_many(function, after, now, born, limit, room)
             if many is not None:
                 return many
-        claims: list[RowClaim] = []
-        heads: list[RowClaim] = []
+        claims: list[Claim] = []
+        heads: list[Claim] = []
         taken = self.taken
         rows = self._execute(_DUE, (function, now, *after))
         for seq, attempts, accepted, packed, key, deaths, redriven, due in rows:
@@ -412,7 +391,7 @@ class Database:
             if len(claims) == limit or (claims and len(packed) > room):
                 break
             room -= len(packed)
-            claim = RowClaim(seq, function, readable(packed), attempts, accepted + born, len(packed), None, key, deaths, bool(redriven))
+            claim = claimed(seq, function, readable(packed), attempts, accepted + born, len(packed), key, deaths, bool(redriven))
             claims.append(claim)
             after = due, seq
             if key is None:
@@ -429,7 +408,7 @@ class Database:
 
     def _take_many(
         self, function: str, after: tuple[float, int], now: float, born: float, limit: int, room: int
-    ) -> tuple[list[RowClaim], tuple[float, int] | None, float | None] | None:
+    ) -> tuple[list[Claim], tuple[float, int] | None, float | None] | None:
         """The usual case of `take`: rows without keys, never tried, never redriven, and not large. None: it isn't."""
         before = self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, _MOST_AT_ONCE)
         try:
@@ -446,18 +425,18 @@ class Database:
         if not self.taken.isdisjoint(seqs):
             return None
         try:
-            events = Event.unpack_many(packed, count)
+            events = unpack_many(packed, count)
         except msgspec.DecodeError:
             return None
         self.taken.update(seqs)
         size //= count
         ages = msgspec.json.decode(accepted)
-        claims = [RowClaim(seq, function, event, 0, at / 1e6 + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
+        claims = [claimed(seq, function, event, 0, at / 1e6 + born, size) for seq, event, at in zip(seqs, events, ages, strict=True)]
         if count == limit:
             return claims, (last_due, seqs[-1]), None
         return claims, None, self._execute(_NEXT_DUE, (function, now)).get
 
-    def _take_keyed(self, heads: list[RowClaim], claims: list[RowClaim], now: float, born: float, limit: int, room: int) -> None:
+    def _take_keyed(self, heads: list[Claim], claims: list[Claim], now: float, born: float, limit: int, room: int) -> None:
         """Mark what has a key as running, and take with it what is parked behind it."""
         marked = [head.seq for head in heads]
         for head in heads:
@@ -471,7 +450,7 @@ class Database:
                 room -= len(packed)
                 marked.append(seq)
                 at, event = accepted + born, readable(packed)
-                claims.append(RowClaim(seq, head.function, event, attempts, at, len(packed), None, key, deaths, bool(redriven)))
+                claims.append(claimed(seq, head.function, event, attempts, at, len(packed), key, deaths, bool(redriven)))
         self._run(_TAKE, 1, marked)
 
     # What operators ask for

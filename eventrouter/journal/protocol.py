@@ -12,66 +12,60 @@ import msgspec
 from eventrouter.model import Decision, Event
 
 
-class Entry:
-    """One function, or queue, owed one event.
-
-    key: events of one function with the same one run one after another. hint: the engine's own, handed back with
-    the claim while it is in memory. delay: seconds until it may be handed out. note: written with it; while there is
-    one of that key it is a repeat.
-    """
-
-    __slots__ = ("delay", "event", "function", "hint", "key", "note")
-
-    def __init__(
-        self, function: str, event: Event, hint: Any = None, key: str | None = None, delay: float = 0, note: Note | None = None
-    ) -> None:
-        self.function = function
-        self.event = event
-        self.hint = hint
-        self.key = key
-        self.delay = delay
-        self.note = note
-
-
-class Claim:
-    """Work handed out by a journal; it stays this process's until it is settled.
-
-    id: names this invocation for ever, of UUID shape. attempts: those charged so far. born: when it was accepted, in
-    the clock's monotonic seconds, which no setting of the clock makes older. deaths: of the router, in a row, while it ran.
-    redriven: it was a dead letter before.
-    """
-
-    __slots__ = ("attempts", "born", "deaths", "event", "function", "hint", "id", "key", "redriven")
-
-    def __init__(
-        self,
-        id: str,
-        function: str,
-        event: Event,
-        attempts: int,
-        born: float,
-        hint: Any = None,
-        key: str | None = None,
-        deaths: int = 0,
-        redriven: bool = False,
-    ) -> None:
-        self.id = id
-        self.function = function
-        self.event = event
-        self.attempts = attempts
-        self.born = born
-        self.hint = hint
-        self.key = key
-        self.deaths = deaths
-        self.redriven = redriven
-
-
 class Note(msgspec.Struct, frozen=True):
     """Small state to keep besides. ttl: seconds; None: for ever."""
 
     key: str
     value: bytes
     ttl: float | None = None
+
+
+# Made by C, and out of the garbage collector's sight: nothing that it holds leads back to it.
+class Claim(msgspec.Struct, eq=False, gc=False):
+    """One function, or queue, owed one event: what a journal accepts, and hands out as work of this process's until it is settled.
+
+    hint: the engine's own, handed back while it is in memory.
+    key: claims of one function with the same one run one after another. delay: seconds until it may be handed out.
+    note: written with it; while there is one of that key it is a repeat.
+    The journal's: attempts, those charged so far. born: when it was accepted, in the clock's monotonic seconds, which no setting
+    of the clock makes older. deaths: of the router, in a row, while it ran. redriven: it was a dead letter before.
+    seq: which it is of all. size: bytes it takes in memory. mark, segment: where it is kept. held: it is handed out and not settled.
+    """
+
+    function: str
+    event: Event
+    hint: Any = None
+    key: str | None = None
+    delay: float = 0
+    note: Note | None = None
+    attempts: int = 0
+    born: float = 0.0
+    deaths: int = 0
+    redriven: bool = False
+    seq: int = -1
+    size: int = 0
+    mark: int = -1
+    held: bool = False
+    segment: Any = None
+
+    @property
+    def id(self) -> str:
+        """Names this invocation for ever."""
+        return claim_id(self.seq)
+
+
+def claim_id(seq: int) -> str:
+    """Of the shape of a version 4 UUID, as AWS's request ids are; `claim_seq` reads it."""
+    return f"00000000-0000-4000-8{seq >> 48:03x}-{seq & 0xFFFF_FFFF_FFFF:012x}"
+
+
+def claim_seq(id: str) -> int | None:
+    """None: no id of a claim."""
+    try:
+        seq = int(id[20:23] + id[24:], 16)
+    except ValueError:
+        return None
+    return seq if claim_id(seq) == id else None
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -157,10 +151,10 @@ class Journal(Protocol):
     def on_fault(self, heard: Callable[[str], None]) -> None:
         """Call it with `fault` whenever events are not taken any more, and when they are again."""
 
-    def accept(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
-        """Never blocks. Resolves once all entries are on disk; per entry: True = new, False = a repeat.
+    def accept(self, claims: Sequence[Claim]) -> asyncio.Future[list[bool]]:
+        """Never blocks. Resolves once all are on disk; of each: True = new, False = a repeat.
 
-        Entries whose event has a natural id are deduplicated by (source, id, function), those with a note by its key.
+        Those whose event has a natural id are deduplicated by (source, id, function), those with a note by its key.
         Fails with JournalError when they could not be written, or there is no room for more; then none was.
         """
 
@@ -176,8 +170,14 @@ class Journal(Protocol):
     def started(self, claim: Claim) -> None:
         """An attempt begins: when the router dies before it is settled, that counts as one of its `deaths`."""
 
-    def settle(self, claim: Claim, decision: Decision, entries: Sequence[Entry] = (), notes: Sequence[Note] = ()) -> None:
+    def marker(self) -> Callable[[Claim | None], None]:
+        """As `started`, for somebody who makes one attempt after another: to be called with the claim of each, and with None at the end."""
+
+    def settle(self, claim: Claim, decision: Decision, copies: Sequence[Claim] = (), notes: Sequence[Note] = ()) -> None:
         """Never blocks: joins the next commit, and what follows from it (copies, results) in the same. Repeated it is harmless."""
+
+    def finish(self, claims: Sequence[Claim]) -> None:
+        """As `settle` for each, with `Done`; none has a key."""
 
     async def flush(self) -> None:
         """Return when all that was said so far is on disk."""

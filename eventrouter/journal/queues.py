@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import msgspec
 
-from eventrouter.journal.database import _BEHIND, _DELETE, _DUE, _NEXT_DUE, _SLICE, _TAKE, START, Database, RowClaim
-from eventrouter.journal.protocol import QueueDepth, Received
-from eventrouter.journal.schema import claim_id, claim_seq, readable
+from eventrouter.journal.database import _BEHIND, _DELETE, _DUE, _NEXT_DUE, _SLICE, _TAKE, START, Database, claimed
+from eventrouter.journal.protocol import Claim, QueueDepth, Received, claim_id, claim_seq
+from eventrouter.journal.schema import readable
 
 _RECEIVE: Final = "UPDATE invocation SET attempts = attempts + 1, due = ? WHERE seq = ?"
 # What was received behind another of its key is parked, as all behind the first; the attempts tell that it was.
@@ -25,10 +25,10 @@ _DEPTH: Final = """SELECT sum(due > ?1 AND attempts > 0), sum(due > ?1 AND attem
 
 def receive(
     database: Database, queue: str, now: float, born: float, count: int, hide: float, most: int, keep: float
-) -> tuple[list[Received], list[RowClaim], float | None]:
+) -> tuple[list[Received], list[Claim], float | None]:
     """The last is when there may be more, though nothing happens."""
     received: list[Received] = []
-    spent: list[RowClaim] = []
+    spent: list[Claim] = []
     later = database._execute(_NEXT_DUE, (queue, now)).get
     rows = database._execute(_DUE, (queue, now, *START))
     for head in rows:
@@ -51,7 +51,7 @@ def receive(
             over = ends
             event = readable(packed)
             if ends:
-                spent.append(RowClaim(seq, queue, event, attempts, accepted + born, len(packed), None, key, deaths, bool(redriven)))
+                spent.append(claimed(seq, queue, event, attempts, accepted + born, len(packed), key, deaths, bool(redriven)))
             else:
                 received.append(Received(claim_id(seq), event, attempts + 1))
     rows.close()
@@ -78,14 +78,14 @@ def _behind(database: Database, queue: str, chain: list[Any], now: float, room: 
     return held
 
 
-def expired(database: Database, queue: str, now: float, born: float, keep: float, count: int) -> list[RowClaim]:
-    found: list[RowClaim] = []
+def expired(database: Database, queue: str, now: float, born: float, keep: float, count: int) -> list[Claim]:
+    found: list[Claim] = []
     rows = database._execute(_EXPIRED, (queue, now, now - keep))
     for seq, attempts, accepted, packed, key, deaths, redriven in rows:
         if len(found) == count:
             break
         if seq not in database.taken:
-            found.append(RowClaim(seq, queue, readable(packed), attempts, accepted + born, len(packed), None, key, deaths, bool(redriven)))
+            found.append(claimed(seq, queue, readable(packed), attempts, accepted + born, len(packed), key, deaths, bool(redriven)))
     rows.close()
     database._run(_TAKE, 1, [claim.seq for claim in found])
     return found

@@ -15,7 +15,7 @@ class Running:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._map(_PLACES)
-        self.before = [seq for seq in self._places if seq]
+        self.before = [seq for seq in self.places if seq]
 
     def _map(self, least: int) -> None:
         """Raises OSError. The former map, if any, still holds then."""
@@ -28,33 +28,33 @@ class Running:
                 file.flush()
                 memory = mmap.mmap(file.fileno(), file.tell() // _WIDTH * _WIDTH)
         self._memory = memory
-        self._places = memoryview(memory).cast("q")
+        self.places = memoryview(memory).cast("q")
 
     def clear(self) -> None:
         """Forget the predecessor."""
         self._memory[:] = bytes(len(self._memory))
-        self._free = list(range(len(self._places)))
+        self._free = list(range(len(self.places)))
 
     def start(self, seq: int) -> int:
         """Its place, for `end`; -1: the disk has none left."""
         if not self._free and not self._grow():
             return -1
         place = self._free.pop()
-        self._places[place] = seq
+        self.places[place] = seq
         return place
 
     def end(self, place: int) -> None:
-        self._places[place] = 0
+        self.places[place] = 0
         self._free.append(place)
 
     def _grow(self) -> bool:
-        memory, places = self._memory, self._places
+        memory, places = self._memory, self.places
         try:
             self._map(2 * len(places))
         except OSError:
             return False
         self._memory[: len(memory)] = memory[:]  # a map of no file begins empty
-        self._free.extend(range(len(places), len(self._places)))
+        self._free.extend(range(len(places), len(self.places)))
         places.release()
         memory.close()
         return True
@@ -62,5 +62,5 @@ class Running:
     def close(self) -> None:
         """Nothing runs any more: a stop is no death."""
         self.clear()
-        self._places.release()
+        self.places.release()
         self._memory.close()

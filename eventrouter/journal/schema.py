@@ -61,20 +61,6 @@ def make(connection: apsw.Connection) -> None:
     connection.pragma("user_version", VERSION)
 
 
-def claim_id(seq: int) -> str:
-    """Of the shape of a version 4 UUID, as AWS's request ids are; `claim_seq` reads it."""
-    return f"00000000-0000-4000-8{seq >> 48:03x}-{seq & 0xFFFF_FFFF_FFFF:012x}"
-
-
-def claim_seq(id: str) -> int | None:
-    """None: no id of this journal."""
-    try:
-        seq = int(id[20:23] + id[24:], 16)
-    except ValueError:
-        return None
-    return seq if claim_id(seq) == id else None
-
-
 def readable(packed: bytes) -> Event:
     """The event; one of source "journal" where it can't be read."""
     try:

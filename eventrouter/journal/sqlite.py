@@ -20,10 +20,9 @@ import msgspec
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
 from eventrouter.journal import queues
-from eventrouter.journal.database import Database, RowClaim
-from eventrouter.journal.protocol import Archived, Claim, Entry, Letter, LetterQuery, Note, QueueDepth, Received, Whereabouts
+from eventrouter.journal.database import Database
+from eventrouter.journal.protocol import Archived, Claim, Letter, LetterQuery, Note, QueueDepth, Received, Whereabouts, claim_seq
 from eventrouter.journal.running import Running
-from eventrouter.journal.schema import claim_seq
 from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
 from eventrouter.model import Decision, Done, Event, Release, RetryAt
 
@@ -31,6 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger("eventrouter.journal")
 
 _TRY_AGAIN: Final = 1.0  # seconds after a failed commit, or when there is no room
+_DONE: Final = Done()
 _RELEASE: Final = Release()
 
 
@@ -61,8 +61,8 @@ class SqliteJournal:
         self._writer: Writer | None = None
         self._put: Callable[[Operation], None] = _closed
         self._seq = 0
-        self._running: dict[int, Claim] = {}
-        self._ready: list[RowClaim] = []
+        self._running: Counter[str] = Counter()  # of each function, how many are handed out
+        self._ready: list[Claim] = []
         self._waiter: asyncio.Future[None] | None = None
         self._timers: dict[str, tuple[float, Timer]] = {}
         self._again: Timer | None = None
@@ -120,7 +120,7 @@ class SqliteJournal:
 
     # Events
 
-    def accept(self, entries: Sequence[Entry]) -> asyncio.Future[list[bool]]:
+    def accept(self, entries: Sequence[Claim]) -> asyncio.Future[list[bool]]:
         future: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         try:
             if self._pressure:
@@ -130,7 +130,7 @@ class SqliteJournal:
             future.set_exception(error)
         return future
 
-    def _accept(self, future: asyncio.Future[list[bool]], entries: Sequence[Entry]) -> Accept:
+    def _accept(self, future: asyncio.Future[list[bool]], entries: Sequence[Claim]) -> Accept:
         accept = Accept(future, entries, _pack(entries), self._seq, self._clock.monotonic())
         self._seq += len(entries)
         return accept
@@ -152,12 +152,24 @@ class SqliteJournal:
         return ready
 
     def started(self, claim: Claim) -> None:
-        if isinstance(claim, RowClaim) and self._put is not _closed:
+        if self._put is not _closed:
             claim.mark = self._marks.start(claim.seq)
 
-    def settle(self, claim: Claim, decision: Decision, entries: Sequence[Entry] = (), notes: Sequence[Note] = ()) -> None:
-        # By identity: the same row may have been handed out anew, and that claim is another's to settle.
-        if not isinstance(claim, RowClaim) or self._running.get(claim.seq) is not claim or self._put is _closed:
+    def marker(self) -> Callable[[Claim | None], None]:
+        marks = self._marks
+        place = marks.start(0)
+
+        def mark(claim: Claim | None) -> None:
+            if claim is not None:
+                marks.places[place] = claim.seq
+            else:
+                marks.end(place)
+
+        return mark if place >= 0 else lambda claim: None
+
+    def settle(self, claim: Claim, decision: Decision, entries: Sequence[Claim] = (), notes: Sequence[Note] = ()) -> None:
+        # The same row may have been handed out anew, but that is another claim.
+        if not claim.held or self._put is _closed:
             return
         seq, function, key = claim.seq, claim.function, claim.key
         if isinstance(decision, Done) and key is None and not entries and not notes:
@@ -174,7 +186,8 @@ class SqliteJournal:
             else:
                 texts = (_storable(decision.reason), _storable(decision.error_type), _storable(decision.error_message))
                 operation = Settlement("letters", (self._clock.time(), decision.attempts, *texts, seq), function, key, copies, notes)
-        del self._running[seq]
+        self._running[function] -= 1
+        claim.held = False
         if claim.mark >= 0:
             self._marks.end(claim.mark)
         self._put(operation)
@@ -187,6 +200,10 @@ class SqliteJournal:
                 self._hand_out(handed)  # those behind it that nobody has taken yet go back with it
         if isinstance(decision, RetryAt):
             self._announce(function, decision.at)
+
+    def finish(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            self.settle(claim, _DONE)
 
     async def flush(self) -> None:
         await self._ask(_nothing)
@@ -248,14 +265,15 @@ class SqliteJournal:
             finally:
                 self._listeners.pop(listener, None)
 
-    def _adopt(self, queue: str, claims: list[RowClaim]) -> list[Claim]:
+    def _adopt(self, queue: str, claims: list[Claim]) -> list[Claim]:
         """They run, though the writer has not handed them out."""
+        self._running[queue] += len(claims)
         for claim in claims:
-            self._running[claim.seq] = claim
+            claim.held = True
             self._freed[queue] = self._freed.get(queue, 0) - claim.size
         return list(claims)
 
-    def _give_back(self, queue: str, seen: float, asked: asyncio.Future[tuple[list[Received], list[RowClaim], float | None]]) -> None:
+    def _give_back(self, queue: str, seen: float, asked: asyncio.Future[tuple[list[Received], list[Claim], float | None]]) -> None:
         """Who asked has gone."""
         if asked.cancelled() or asked.exception() is not None:
             return
@@ -278,8 +296,7 @@ class SqliteJournal:
     async def queue_depth(self, queue: str) -> QueueDepth:
         now = self._clock.time()
         found = await self._ask(lambda database: queues.queue_depth(database, queue, now))
-        running = sum(claim.function == queue for claim in self._running.values())
-        return msgspec.structs.replace(found, held=found.held + running)
+        return msgspec.structs.replace(found, held=found.held + self._running[queue])
 
     async def remove(self, id: str, receives: int) -> bool:
         seq = claim_seq(id)
@@ -313,9 +330,9 @@ class SqliteJournal:
 
     async def depth(self) -> dict[str, dict[str, int]]:
         waiting, dead = await self._ask(Database.depth)
-        running = Counter(claim.function for claim in self._running.values())
+        running = {function: count for function, count in self._running.items() if count}
         return {
-            function: {"waiting": waiting.get(function, 0), "running": running[function], "dead": dead.get(function, 0)}
+            function: {"waiting": waiting.get(function, 0), "running": running.get(function, 0), "dead": dead.get(function, 0)}
             for function in sorted({*waiting, *running, *dead})
         }
 
@@ -400,9 +417,10 @@ class SqliteJournal:
                 if not self._blocked[place]:
                     del self._blocked[place]
 
-    def _hand_out(self, claims: Sequence[RowClaim]) -> None:
+    def _hand_out(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
-            self._running[claim.seq] = claim
+            self._running[claim.function] += 1
+            claim.held = True
             if claim.key is not None and (claim.function, claim.key) in self._blocked and self._put is not _closed:
                 self.settle(claim, _RELEASE)  # handed out before it was known that one before it goes back
                 self.want(claim.function, 1)
@@ -455,7 +473,7 @@ class SqliteJournal:
         self._put(Due(function, at))
 
 
-def _pack(entries: Sequence[Entry]) -> list[bytes]:
+def _pack(entries: Sequence[Claim]) -> list[bytes]:
     packed: list[bytes] = []
     last: Event | None = None
     for entry in entries:

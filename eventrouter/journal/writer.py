@@ -14,8 +14,8 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from eventrouter.clock import Clock
 from eventrouter.errors import JournalError
-from eventrouter.journal.database import CLOCK_STEP, START, Batch, Database, RowClaim
-from eventrouter.journal.protocol import Entry, Note
+from eventrouter.journal.database import CLOCK_STEP, START, Batch, Database
+from eventrouter.journal.protocol import Claim, Note
 from eventrouter.journal.schema import PARKED, RUNNING, WAITING
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Accept:
 
     __slots__ = ("answer", "born", "entries", "first", "future", "packed")
 
-    def __init__(self, future: asyncio.Future[list[bool]], entries: Sequence[Entry], packed: list[bytes], first: int, born: float) -> None:
+    def __init__(self, future: asyncio.Future[list[bool]], entries: Sequence[Claim], packed: list[bytes], first: int, born: float) -> None:
         self.future = future
         self.entries = entries
         self.packed = packed
@@ -113,7 +113,7 @@ class Commit:
         self.settled: list[int | Settlement] = []
         self.calls: list[Call[Any]] = []
         self.close: Close | None = None
-        self.claims: list[RowClaim] = []
+        self.claims: list[Claim] = []
         self.timers: list[tuple[str, float]] = []
         self.pressure = ""
         self.step = 0.0
@@ -369,7 +369,8 @@ class Writer(Thread):
                         self._remember(lane)
                     lane.credit -= 1
                     lane.held += len(packed)
-                    claims.append(RowClaim(seq, function, entry.event, 0, born, len(packed), entry.hint, key))
+                    entry.seq, entry.born, entry.size = seq, born, len(packed)
+                    claims.append(entry)
                 elif entry.delay:
                     delayed.append((at + entry.delay, seq))
                     commit.timers.append((function, at + entry.delay))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
 from math import inf
 from typing import Any, Final, cast
 
@@ -23,9 +23,13 @@ class Slot:
     expiries: how often the deadline passed. interrupted: the router wants it to end.
     overran: `Overrun` was raised in it. steps: how many steps of handlers were made.
     keeper: what still runs of a handler that was left; its concurrency is free when that is done.
+    step, throw: of its `stepper`. result, error: of what ended last. context, waits_for: of what has begun and waits.
     """
 
-    __slots__ = ("deadline", "expiries", "function", "interrupted", "keeper", "overran", "request", "steps", "task")
+    __slots__ = (
+        "context", "deadline", "error", "expiries", "function", "interrupted", "keeper", "overran", "request", "result", "step", "steps",
+        "task", "throw", "waits_for",
+    )  # fmt: skip
 
     def __init__(self, task: asyncio.Task[Any], function: str, request: bool) -> None:
         self.task = task
@@ -37,6 +41,18 @@ class Slot:
         self.overran = False
         self.steps = 0
         self.keeper: asyncio.Task[None] | None = None
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.context: contextvars.Context
+        self.waits_for: Any
+        generator = stepper(self)
+        generator.send(None)
+        self.step: Callable[[Any], Any] = generator.send
+        self.throw: Callable[[BaseException], Any] = generator.throw
+
+    def close(self) -> None:
+        """It is used no more. It would be garbage that only the collector finds."""
+        del self.step, self.throw
 
     def interrupt(self) -> None:
         if self.deadline != inf and not self.interrupted:
@@ -59,25 +75,19 @@ class Sweeper:
         self.slots: set[Slot] = set()
         self._monotonic = clock.monotonic
         self._clock = clock
-        self._next = inf
+        self.next = inf  # when it looks again
         self._timer: Timer | None = None
 
-    def arm(self, slot: Slot, seconds: float) -> float:
-        """Start the slot's clock; returns the deadline, in the clock's monotonic seconds."""
-        deadline = slot.deadline = self._monotonic() + seconds
-        if deadline < self._next:
-            self._schedule(deadline)
-        return deadline
-
-    def _schedule(self, at: float) -> None:
+    def schedule(self, at: float) -> None:
+        """To be called for a deadline that is before `next`."""
         if self._timer is not None:
             self._timer.cancel()
-        self._next = at
+        self.next = at
         self._timer = self._clock.call_later(at - self._monotonic(), self._sweep)
 
     def _sweep(self) -> None:
         now = self._monotonic()
-        self._next, self._timer = inf, None
+        self.next, self._timer = inf, None
         for slot in self.slots:
             if slot.deadline <= now:
                 slot.expiries += 1
@@ -85,7 +95,7 @@ class Sweeper:
                 slot.task.cancel()
         earliest = min((slot.deadline for slot in self.slots), default=inf)
         if earliest != inf:
-            self._schedule(earliest)
+            self.schedule(earliest)
 
 
 class Overrun(BaseException):  # else a handler's `except Exception` would swallow it
@@ -97,55 +107,54 @@ class LeftRunning(Exception):  # not an error of anybody's
 
 
 @types.coroutine
-def run(coroutine: Coroutine[Any, Any, Any], slot: Slot, suspended: Callable[[], object]) -> Generator[Any, Any, Any]:
-    """Await `coroutine` in a context of its own; `suspended` is called if it has to wait for anything.
+def stepper(slot: Slot) -> Generator[Any, Any, None]:
+    """Runs the coroutines that it is sent, one after another; yields what they wait for, and `slot` when one has ended.
 
-    Raises what it raises; LeftRunning when it goes on although its slot wants to leave.
+    What came of it is then the slot's `result` or `error`.
     """
-    # Stepped by hand: a task per event would cost ten times as much, and only so can a handler that
-    # swallows its cancellation be seen to go on, and be parted from the task it runs in.
-    context = contextvars.copy_context()
-    slot.steps += 1
-    try:
-        waits_for = context.run(coroutine.send, None)
-    except StopIteration as stop:
-        return stop.value
-    suspended()
-    return (yield from _steps(coroutine, context, waits_for, slot))
+    # Stepped by hand: a task per event would cost ten times as much, and only so can a handler that swallows its
+    # cancellation be seen to go on, and be parted from the task it runs in. From a generator of our own, as a
+    # coroutine's end costs its `send` a StopIteration, three times what `yield from` takes for it.
+    while True:
+        coroutine = yield slot
+        slot.steps += 1
+        try:
+            slot.result = yield from coroutine
+        except (Exception, SystemExit, asyncio.CancelledError, Overrun) as error:
+            slot.error = error
 
 
 @types.coroutine
-def _steps(
-    coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waits_for: Any, slot: Slot, left: bool = False
-) -> Generator[Any, Any, Any]:
-    while True:
+def finish(slot: Slot) -> Generator[Any, Any, None]:
+    """Go on with what the slot's `step` has begun, and what waits in its `context`, until it has ended.
+
+    Raises LeftRunning when it goes on although its slot wants to leave.
+    """
+    run, step, throw = slot.context.run, slot.step, slot.throw
+    waits_for = slot.waits_for
+    while waits_for is not slot:
         try:
-            try:
-                value = yield waits_for
-            except BaseException as error:  # handed on to the handler, whatever it is
-                slot.steps += 1
-                waits_for = context.run(coroutine.throw, error)
-                if slot.leave and not left:
-                    keep = _keep(coroutine, context, waits_for, slot.function)
-                    slot.keeper = asyncio.get_running_loop().create_task(keep, name="left running")
-                    raise LeftRunning from None
-            else:
-                slot.steps += 1
-                waits_for = context.run(coroutine.send, value)
-        except StopIteration as stop:
-            return stop.value
+            value = yield waits_for
+        except BaseException as error:  # handed on to the handler, whatever it is
+            slot.steps += 1
+            waits_for = run(throw, error)
+            if slot.leave and waits_for is not slot and slot.keeper is None:
+                slot.waits_for = waits_for
+                slot.keeper = asyncio.get_running_loop().create_task(_keep(slot), name="left running")
+                raise LeftRunning from None
+        else:
+            slot.steps += 1
+            waits_for = run(step, value)
 
 
-async def _keep(coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waits_for: Any, function: str) -> None:
+async def _keep(slot: Slot) -> None:
     task = asyncio.current_task()
     assert task is not None
-    slot = Slot(task, function, request=False)
+    slot.task = task
     slot.deadline = 0.0  # long past: should it block the loop, the watchdog need not wait
-    try:
-        await _steps(coroutine, context, waits_for, slot, left=True)
-    except (Exception, SystemExit, asyncio.CancelledError, Overrun):  # its outcome was settled when it was left
-        pass
+    await finish(slot)  # its outcome was settled when it was left
+    slot.close()
 
 
 # Code whose frames hold a `slot` and have what they step on top of them, for whoever reads the stack.
-STEPPERS: Final = tuple(cast(types.FunctionType, stepper).__code__ for stepper in (run, _steps))
+STEPPERS: Final = tuple(cast(types.FunctionType, function).__code__ for function in (stepper, finish))

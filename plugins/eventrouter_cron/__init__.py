@@ -31,8 +31,8 @@ class CronTrigger(Trigger):
             raise ConfigError(f"cron: {expression!r} never fires: there is no such day")
         self.expression, self.timezone, self.catch_up = expression, timezone, catch_up
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return {} if event.subject == str(self) else None
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return {} if subject == str(self) else None
 
     def aws_event(self, events: Sequence[Event]) -> Any:
         return events[0].json()

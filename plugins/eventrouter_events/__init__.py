@@ -54,8 +54,8 @@ class EventsTrigger(Trigger):
         text = pattern if isinstance(pattern, str) else msgspec.json.encode(pattern).decode()
         self._text = f"events {text}{'' if bus == 'default' else f' on {bus}'}"
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return {} if event.subject == self.bus else None
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return {} if subject == self.bus else None
 
     def aws_event(self, events: Sequence[Event]) -> Any:
         return shape(events[0]) if len(events) == 1 else [shape(event) for event in events]

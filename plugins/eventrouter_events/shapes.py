@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from eventrouter import Event
+from eventrouter import Event, new_id
 from eventrouter.errors import ConfigError
 
 _ACCOUNT: Final = "000000000000"
@@ -41,7 +41,7 @@ def make(
 ) -> Event:
     """An event on a bus. detail: as it came. id: of its source's own; repeats of it run once. more: attributes; None is left out."""
     # Ids are unique within a source only. Without spaces in the source no two pairs are written alike.
-    unique = None if id is None else f"{source.replace('%', '%25').replace(' ', '%20')} {id}"
+    unique = new_id() if id is None else f"{source.replace('%', '%25').replace(' ', '%20')} {id}"
     event = Event("events", detail_type, bus, detail, content_type, id=unique, time=time)
     more = {name: value for name, value in more.items() if value is not None}
     event.attributes = {"id": id or event.id, "source": source, "resources": list(resources), **more}

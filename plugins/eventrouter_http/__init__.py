@@ -92,10 +92,11 @@ class HttpTrigger(Trigger):
         self._wildcards = Wildcards(self.pattern, "http path")
         self.names = self._wildcards.names
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        if self.method not in ("ANY", event.attributes["method"]):
-            return None
-        return captured(self._wildcards, event.subject) if self.pattern else {}
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return captured(self._wildcards, subject) if self.pattern else {}
+
+    def accepts(self, event: Event) -> bool:
+        return self.method in ("ANY", event.attributes["method"])
 
     def auth_in(self, config: HttpConfig) -> Jwt | Authorizer | Literal["api-key"] | None:
         """What callers need; None: the route is open."""

@@ -112,10 +112,11 @@ class MqttTrigger(Trigger):
         self.names = tuple(name for name, _, _ in names)
         self.path = tuple(Wild.REST if level == "#" else Wild.ONE if level == "+" else level for level in levels)
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        if event.attributes.get("share", "") != self.share:
-            return None
-        topic = event.subject.split("/")
+    def accepts(self, event: Event) -> bool:
+        return event.attributes.get("share", "") == self.share  # type: ignore[no-any-return]
+
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        topic = subject.split("/")
         if not topics.levels_match(self.levels, topic):
             return None
         return {name: "/".join(topic[place:]) if rest else topic[place] for name, place, rest in self._captures}

@@ -52,10 +52,11 @@ class S3Trigger(Trigger):
         self.names = self._key.names if self._key else ()
         self.path = (bucket, *self._key.path) if self._key else (bucket, Wild.REST)
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        if event.type not in self._types:
-            return None
-        bucket, _, key = event.subject.partition("/")
+    def accepts(self, event: Event) -> bool:
+        return event.type in self._types
+
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        bucket, _, key = subject.partition("/")
         if bucket != self.bucket or not key.startswith(self._prefix) or not key.endswith(self.suffix):
             return None
         return self._key.match(key) if self._key else {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import msgspec
 
-from eventrouter import Endpoint, Event, HttpRequest, Message, Reject, Response, Router, Source
+from eventrouter import Endpoint, Event, HttpRequest, Message, Reject, Response, Router, Source, new_id
 from eventrouter.errors import ConfigError, EventRouterError
 from eventrouter_sns.deliveries import ATTEMPT
 from eventrouter_sns.messages import (
@@ -157,7 +157,7 @@ class SnsSource(Source[SnsConfig]):
             kept["messageAttributes"] = attributes
         if subject is not None:
             kept["subject"] = subject
-        return Event("sns", "sns.notification", topic, message, id=id, time=self.router.clock.time(), attributes=kept)
+        return Event("sns", "sns.notification", topic, message, id=id or new_id(), time=self.router.clock.time(), attributes=kept)
 
     async def send(
         self,

@@ -27,11 +27,11 @@ class TopicTrigger(Trigger):
         self.path = self._wildcards.path
         self.names = self._wildcards.names
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        captures = self._wildcards.match(event.subject)
-        if captures is None or self._filter is None:
-            return captures
-        return captures if self._filter.matches(self._filtered(event, self._filter.scope)) else None
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return self._wildcards.match(subject)
+
+    def accepts(self, event: Event) -> bool:
+        return self._filter is None or self._filter.matches(self._filtered(event, self._filter.scope))
 
     @staticmethod
     def _filtered(event: Event, scope: filters.Scope) -> Any:

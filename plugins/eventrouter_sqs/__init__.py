@@ -56,8 +56,8 @@ class QueueTrigger(Trigger):
         self.fifo = is_fifo(queue)
         self.content_pattern = None if filter is None else _compile(filter, queue)
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return self._wildcards.match(event.subject) if is_fifo(event.subject) == self.fifo else None
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return self._wildcards.match(subject) if is_fifo(subject) == self.fifo else None
 
     @staticmethod
     def view(event: Event) -> Any:

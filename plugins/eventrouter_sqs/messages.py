@@ -163,9 +163,9 @@ def died(event: Event, dlq: str) -> Event:
     """A dead message in its dead-letter queue: the same message, which came from another queue. A FIFO queue dates it anew."""
     attributes = {key: event.attributes[key] for key in ("messageAttributes", "fifo") if key in event.attributes} | {"from": event.subject}
     time = None if is_fifo(dlq) else event.time
-    made = Event("sqs", "sqs.moved", dlq, event.data, event.content_type, id=event.id, time=time, attributes=attributes)
-    made.dedupe = False  # it may die again
-    return made
+    return Event(
+        "sqs", "sqs.moved", dlq, event.data, event.content_type, id=event.id, time=time, attributes=attributes, natural=False
+    )  # it may die again
 
 
 def redriven(event: Event, queue: str, number: str) -> Event:

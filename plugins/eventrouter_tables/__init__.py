@@ -72,8 +72,11 @@ class TableTrigger(Trigger):
         self.feed = ["" if database is None else shown(database), name, view]
         self.path = (*name.split("/"), Wild.REST)
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return {} if event.attributes.get("feed") == self.feed else None
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return {}
+
+    def accepts(self, event: Event) -> bool:
+        return event.attributes.get("feed") == self.feed
 
     def order_key(self, event: Event) -> str | None:
         """Changes of one row come one after another."""

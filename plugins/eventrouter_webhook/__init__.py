@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from eventrouter import Event, HttpRequest, Plugin, Trigger, Wildcards, hookimpl, json_path
+from eventrouter import Event, HttpRequest, Plugin, Trigger, Wildcards, hookimpl, json_path, new_id
 from eventrouter.errors import ConfigError, suggest
 from eventrouter_webhook.deliveries import read, write
 from eventrouter_webhook.payload import attributes_of, poll_event, request_event
@@ -40,12 +40,13 @@ class WebhookTrigger(Trigger):
         # Types begin with what the webhook is of: github.push.
         self._wants = None if events is None else re.compile(rf"[^.]*\.(?:{wanted})").fullmatch
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return self._wildcards.match(subject)
+
+    def accepts(self, event: Event) -> bool:
         if event.attributes.get("webhook") != self.name:
-            return None
-        if self._wants is not None and not (self._wants(event.type) or self._wants(f"{event.type}.{event.attributes['action']}")):
-            return None
-        return self._wildcards.match(event.subject)
+            return False
+        return self._wants is None or bool(self._wants(event.type) or self._wants(f"{event.type}.{event.attributes['action']}"))
 
     def aws_event(self, events: Sequence[Event]) -> dict[str, Any]:
         return request_event(events[0], self.pattern, self._wildcards.match(events[0].subject) or {})
@@ -95,8 +96,11 @@ class PollTrigger(Trigger):
         self.reader = Reader(self.subject, found[0], found[1], found[2])
         self.path = tuple(self.subject.split("/"))
 
-    def matches(self, event: Event) -> Mapping[str, str] | None:
-        return {} if event.subject == self.subject and event.type.startswith("poll.") else None
+    def captures(self, subject: str) -> Mapping[str, str] | None:
+        return {} if subject == self.subject else None
+
+    def accepts(self, event: Event) -> bool:
+        return event.type.startswith("poll.")
 
     def aws_event(self, events: Sequence[Event]) -> dict[str, Any]:
         return poll_event(events[0])
@@ -184,7 +188,9 @@ def sample_webhook(provider: str = "github", body: str = "", *, event: str | Non
     trigger = webhook(provider)
     request = HttpRequest("POST", trigger.pattern, {}, "", tuple(headers.items()), data, "203.0.113.7")
     found = read(kind, request)
-    made = Event("webhook", found.type, trigger.pattern, data, id=found.id, time=1_767_225_600, attributes=attributes_of(request))
+    made = Event(
+        "webhook", found.type, trigger.pattern, data, id=found.id or new_id(), time=1_767_225_600, attributes=attributes_of(request)
+    )
     return trigger.aws_event([made])
 
 

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from aiohttp import ClientSession, DummyCookieJar
 
-from eventrouter import Endpoint, Event, HttpRequest, Response, Router, Source, Wildcards
+from eventrouter import Endpoint, Event, HttpRequest, Response, Router, Source, Wildcards, new_id
 from eventrouter.errors import ConfigError, JournalError, suggest
 from eventrouter_webhook import PollTrigger, WebhookTrigger
 from eventrouter_webhook.deliveries import Malformed, read, write
@@ -137,7 +137,7 @@ class WebhookSource(Source[WebhookConfig]):
                 request.path,
                 request.body,
                 request.header("Content-Type") or "application/octet-stream",
-                id=None if delivery.id is None else scope + delivery.id,
+                id=new_id() if delivery.id is None else scope + delivery.id,
                 time=self.router.clock.time(),
                 attributes={**attributes_of(request), "webhook": webhook.name, "action": delivery.action},
             )

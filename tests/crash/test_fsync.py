@@ -14,12 +14,12 @@ SCRIPT = """
 import asyncio, os, sys
 from pathlib import Path
 from eventrouter.clock import SystemClock
-from eventrouter.journal.protocol import Entry
+from eventrouter.journal.protocol import Claim
 from eventrouter.journal.sqlite import SqliteJournal
 from eventrouter.model import Event
 
 def batch():
-    return [Entry("f", Event("local", "local.put", "a", b"0")) for _ in range(10)]
+    return [Claim("f", Event("local", "local.put", "a", b"0")) for _ in range(10)]
 
 def say(word):
     os.write(2, word)
