@@ -6,15 +6,15 @@ import asyncio
 import gc
 import logging
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 
-from eventrouter.attempts import SUCCEEDED, Attempts, Bound, describe, outcomes_of, read_batch
+from eventrouter.attempts import Attempts, Bound, Stop, describe, outcomes_of, read_batch
 from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
 from eventrouter.contents import filter_out
-from eventrouter.crashpoints import ARMED, crash_point
+from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
@@ -315,48 +315,52 @@ class Engine:
                 await asyncio.sleep(0)
 
     async def _work_one_by_one(self, lane: Lane, slot: Slot) -> None:
-        start, mark, monotonic = self._attempts.starter(lane, slot), self.journal.marker(), self._clock.monotonic
-        queue, others, max_age, filters = lane.queue, lane.pool.waiting, lane.policy.max_age, lane.filters
-        turn = 0
-        done: list[Claim] = []  # told to the journal together, before anything is waited for
+        mark, done = self.journal.marker(), list[Claim]()  # those done are told to the journal together, before anything is waited for
+        sprint, queue, others = self._attempts.sprinter(lane, slot, mark, done), lane.queue, 0
         try:
-            while queue and (turn == 0 or not others or self._may_go_on(lane, slot, turn)):
-                claim = queue.popleft()
-                now = monotonic()
-                found = claim.hint
-                if found is None or filters or now - claim.born > max_age:
-                    found = self._ready(lane, claim)
-                decision: Decision = _DONE
-                if found is not None:
-                    mark(claim)
-                    set_cause(claim)
-                    if ARMED:
-                        crash_point("attempt.before")
-                    note = None
-                    outcome = start(claim, found, now)
-                    if outcome is None:
-                        self._finish(lane, done)
-                        outcome, note = await self._go_on(lane, claim, found, slot)
-                    if ARMED:
-                        crash_point("attempt.after")
-                    if outcome is SUCCEEDED and claim.key is None:
-                        done.append(claim)
-                    else:
-                        decision = self._settlement.settle(lane, claim, found[0], outcome, note)
-                lane.taken += 1
-                if claim.key is not None:
-                    self._end_key(lane, claim.key, slot, back=isinstance(decision, RetryAt | Release))
-                turn += 1
-                if turn % _TURN == 0:
+            while queue and self._may_go_on(lane, slot, others + len(done)):
+                stop = sprint(_TURN - others)
+                if stop is None and queue and others + len(done) < _TURN:  # somebody waits for this slot
+                    stop = queue.popleft(), None, None
+                if stop is not None:
+                    others += 1
+                    lane.taken += 1
+                    await self._see_to(lane, stop, slot, mark, done)
+                if others + len(done) >= _TURN:
+                    others = 0
                     slot.deadline = inf
                     self._finish(lane, done)
                     await asyncio.sleep(0)  # handlers that never wait would starve everything else
-                if slot.keeper is not None or self._stopping:
-                    break
         finally:
             slot.deadline = inf
             self._finish(lane, done)
             mark(None)
+
+    async def _see_to(self, lane: Lane, stop: Stop, slot: Slot, mark: Callable[[Claim], None], done: list[Claim]) -> None:
+        """What did not go the usual way."""
+        claim, found, outcome = stop
+        note: Note | None = None
+        decision: Decision = _DONE
+        if found is None and (found := self._ready(lane, claim)) is not None:
+            mark(claim)
+            set_cause(claim)
+            crash_point("attempt.before")
+            outcome = self._start(lane, claim, found, slot)
+        if found is not None:
+            if outcome is None:
+                self._finish(lane, done)
+                outcome, note = await self._go_on(lane, claim, found, slot)
+            crash_point("attempt.after")
+            decision = self._settlement.settle(lane, claim, found[0], outcome, note)
+        if claim.key is not None:
+            self._end_key(lane, claim.key, slot, back=isinstance(decision, RetryAt | Release))
+
+    def _start(self, lane: Lane, claim: Claim, found: Found, slot: Slot) -> Outcome | None:
+        """Begin an attempt; None: `_go_on` with it."""
+        if lane.policy.idempotent is not None:  # a result may have to be waited for, and the attempt begins after that
+            return None
+        binder, now = lane.function.binders[found[0]], self._clock.monotonic()
+        return self._attempts.begin(lane, binder, claim.event, found[1], claim, claim.attempts + 1, slot, now)
 
     async def _go_on(self, lane: Lane, claim: Claim, found: Found, slot: Slot) -> tuple[Outcome, Note | None]:
         """With an attempt that could not be made in one step."""
@@ -365,6 +369,7 @@ class Engine:
         return await self._attempts.finish(lane, lane.function.binders[found[0]], slot), None
 
     def _finish(self, lane: Lane, done: list[Claim]) -> None:
+        lane.taken += len(done)
         self._give_credit(lane)
         if done:
             self._settlement.finish(lane, done.copy())
