@@ -63,12 +63,14 @@ class Load:
         if self._done == self._count:
             self._all_done.set()
 
-    async def run(self, deliver: Callable[[Sequence[Event]], asyncio.Future[int]]) -> None:
-        """Until all are handled."""
+    async def run(
+        self, deliver: Callable[[Sequence[Event]], asyncio.Future[int]], make: Callable[[int], Sequence[Event]] | None = None
+    ) -> None:
+        """Until all are handled. make: the events for a number of invocations; None: one of the same for each."""
         receipts = []
         for _ in range(self._count // self._batch):
             await self._free.acquire()
-            receipts.append(deliver([event() for _ in range(self._batch)]))
+            receipts.append(deliver([event() for _ in range(self._batch)] if make is None else make(self._batch)))
         await asyncio.gather(*receipts)
         await self._all_done.wait()
 

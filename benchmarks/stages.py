@@ -1,7 +1,7 @@
 """`python -m benchmarks stages`: CPU time of each stage of an event's way, in memory and with the journal, µs per event.
 
-Taken around batches of 64 by the clock of the thread that does the work, so that neither waits nor the measuring count for much; each figure
-is the median of many batches. What can't be taken by itself, the engine's dispatch, is what is left of the loop's time.
+Taken around batches of 64 by the clock of the thread that does the work, so that neither waits nor the measuring count for much;
+each figure is the median of many batches. What can't be taken by itself, the engine's dispatch, is what is left of the loop's time.
 `python -m benchmarks.stages --docs docs` renews the table of performance.md.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -86,10 +88,9 @@ async def measure(journal: Any, batches: int) -> dict[str, float]:
         handled.done()
 
     async def counts(reading: Reading, device: str) -> None:
-        nonlocal counted
-        counted += 1
+        next(ticks)
 
-    counted = 0
+    ticks = itertools.count()
     function = Function(handler, [trigger], Policy())
     timed: Any = TimedJournal(journal, stages)
     engine = Engine({"handler": function}, timed, SystemClock())
@@ -114,7 +115,7 @@ async def measure(journal: Any, batches: int) -> dict[str, float]:
         taken["match"] -= taken["accept"]
         arguments = stages.timed("bind and receive", bind_all)()
         taken["bind"] = max(0.0, stages.taken["bind and receive"] - taken["receive"])
-        stages.timed("handler", lambda given: [_run(counts(*each)) for each in given])(arguments)
+        stages.timed("handler", _run)(counts, arguments)
         taken["handler"] = stages.taken["handler"]
         taken["dispatch"] = loop - sum(taken.values())
         taken["journal"] = thread
@@ -123,11 +124,10 @@ async def measure(journal: Any, batches: int) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in rows[len(rows) // 10 :]) / BATCH * 1e6 for name, _ in STAGES}
 
 
-def _run(coroutine: Coroutine[Any, Any, None]) -> None:
-    try:
-        coroutine.send(None)
-    except StopIteration:
-        return
+def _run(handler: Callable[..., Coroutine[Any, Any, None]], rows: Sequence[Sequence[Any]]) -> None:
+    for row in rows:
+        with suppress(StopIteration):
+            handler(*row).send(None)
 
 
 async def in_memory(batches: int) -> dict[str, float]:

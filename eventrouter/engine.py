@@ -6,18 +6,20 @@ import asyncio
 import gc
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from math import inf
 
 from eventrouter.attempts import SUCCEEDED, Attempts, Bound, describe, outcomes_of, read_batch
+from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
+from eventrouter.contents import filter_out
 from eventrouter.crashpoints import ARMED, crash_point
 from eventrouter.errors import JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Intake
-from eventrouter.journal.protocol import Claim, Journal, LetterQuery, Note, Received
+from eventrouter.journal.protocol import Claim, Journal, Note
 from eventrouter.lanes import Found, Lane
 from eventrouter.limits import share_out
 from eventrouter.lineage import ATTRIBUTE, cause, exhausted, extend, inherit, set_cause, tell
@@ -51,7 +53,6 @@ _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
-_PAGE = 256  # messages of a queue that are ended or moved at a time
 _TELL_EVERY = 60.0  # seconds between notices that a function is throttled
 _DONE = Done()
 _RELEASE = Release()
@@ -89,6 +90,8 @@ class Engine:
         self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
         self.notices = Notices()
         self._settlement = Settlement(journal, clock, self.intake, self.notices)
+        self.by_hand = ByHand(journal, clock, self.intake, self._settlement, self.adopt_orphans)
+        self.receive, self.move, self.expire = self.by_hand.receive, self.by_hand.move, self.by_hand.expire
 
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
@@ -524,7 +527,7 @@ class Engine:
             and trigger is not None
             and (trigger.wants(event) is None or not lane.function.lets_in(trigger, event))
         ):
-            self.intake.filter_out(lane, event)
+            filter_out(lane, event)
             self.journal.settle(claim, _DONE)
             return False
         return True
@@ -564,68 +567,3 @@ class Engine:
             self._left.setdefault(slot.keeper, set()).add(key)
         else:
             lane.pass_on(key)
-
-    # Dead letters and queues
-
-    async def redrive(self, ids: Sequence[str]) -> int:
-        """Send letters again, with today's code. How many there were."""
-        count = await self.journal.redrive(ids)
-        await self.adopt_orphans()
-        return count
-
-    async def letters(self, query: LetterQuery, each: Callable[[list[str]], Awaitable[int]]) -> int:
-        """Apply `each` to the ids of all letters that match now, a page at a time."""
-        total, after = 0, ""
-        ids: list[str] = []
-        while page := await self.journal.dead(query, after, 1000):
-            after = page[-1].id
-            ids.extend(letter.id for letter in page)
-        for start in range(0, len(ids), 1000):
-            total += await each(ids[start : start + 1000])
-        return total
-
-    async def receive(self, source: str, subject: str, count: int, hide: float, wait: float = 0) -> list[Received]:
-        """Take messages of a queue; what was taken too often is a dead letter now. See `Router.receive`."""
-        queue, lane, name = self.intake.queueing[source](subject), self.intake.queue(source, subject), f"{source}:{subject}"
-        received: list[Received] = []
-        end = self._clock.monotonic() + wait
-        while True:
-            rest = 0 if received else max(0, end - self._clock.monotonic())
-            some, spent = await self.journal.receive(name, count - len(received), hide, queue.receives, queue.keep, rest)
-            received += some
-            for claim in spent:
-                self._settlement.bury_unread(claim, queue, lane)
-            if not spent or len(received) == count:  # else there may be some behind those that are dead
-                return received
-
-    async def move(self, source: str, subject: str, count: int, becomes: Callable[[Event], Event | None]) -> int:
-        """See `Router.move`."""
-        moved, left = 0, dict[str, Claim]()
-        try:
-            while moved < count and len(left) < _WINDOW:  # what stays is in memory until the end
-                _, claims = await self.journal.receive(f"{source}:{subject}", min(count - moved, _PAGE), 0, 0)
-                if not claims:
-                    break
-                left |= {claim.id: claim for claim in claims}
-                for claim in claims:
-                    event = becomes(claim.event)
-                    if event is None:
-                        continue
-                    event.time = self._clock.time()
-                    self.journal.settle(left.pop(claim.id), _DONE, [self.intake.queued(event)])
-                    moved += 1
-        finally:
-            for claim in left.values():
-                self.journal.settle(claim, _RELEASE)
-        await self.journal.flush()
-        return moved
-
-    async def expire(self, source: str, subject: str) -> int:
-        """See `Router.expire`."""
-        queue, lane = self.intake.queueing[source](subject), self.intake.queue(source, subject)
-        total = 0
-        while claims := await self.journal.expired(f"{source}:{subject}", queue.keep, _PAGE):
-            total += len(claims)
-            for claim in claims:
-                self._settlement.bury_unread(claim, queue, lane)
-        return total

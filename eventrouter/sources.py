@@ -374,8 +374,10 @@ class Supervisor:
             source.router._health = self
 
     async def start(self) -> None:
-        for source in self.sources.values():
-            await source.start()
+        # All to their end, whatever becomes of the others: nothing half started is left behind, and `close` finds the rest.
+        for result in await asyncio.gather(*(source.start() for source in self.sources.values()), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
         if not self.sources:
             self.ready.set()
         self._tasks = [asyncio.create_task(self._keep(source), name=f"source {source.name}") for source in self.sources.values()]

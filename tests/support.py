@@ -27,6 +27,7 @@ class LocalTrigger(Trigger):
     def __init__(self, pattern: str, mode: str = "event") -> None:
         self.pattern = pattern
         self.mode = mode  # type: ignore[assignment]
+        self.same = pattern, mode
         self._parts = pattern.split("/")
         self.path = tuple(Wild.ONE if part.startswith("{") else part for part in self._parts)
         self.names = tuple(part[1:-1] for part in self._parts if part.startswith("{"))

@@ -29,6 +29,8 @@ TINY = {
     "start": {"SETTLE": 0},
     "backlog": {"COUNT": 128, "FEW": 128, "MANY": 256, "BESIDE_RATE": 100, "BESIDE_SECONDS": 1},
     "patterns": {"EVENTS": 2, "SIZES": (10,)},
+    "routes": {"EVENTS": 16, "MANY": 20},
+    "fanout": {"COUNT": 640},
 }
 
 

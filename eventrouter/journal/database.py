@@ -446,7 +446,7 @@ class Database:
             return None
         try:
             events = unpack_many(packed, count)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         self.taken.update(seqs)
         size //= count

@@ -74,5 +74,5 @@ def readable(packed: bytes) -> Event:
     """The event; one of source "journal" where it can't be read."""
     try:
         return Event.unpack(packed)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return Event("journal", "journal.unreadable", "", packed, "application/octet-stream")

@@ -162,7 +162,7 @@ def forget(database: Database, function: str, past: int) -> None:
 def _events(packed: bytes, count: int) -> list[Event]:
     try:
         return unpack_many(packed, count)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return [readable(packed if number == 0 else b"") for number in range(count)]  # each ends as a letter; the first has all bytes
 
 
