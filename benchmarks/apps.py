@@ -38,8 +38,8 @@ def event(kind: str = "temperature") -> Event:
     return Event("bench", "bench.reading", f"sensors/kitchen/{kind}", PAYLOAD)
 
 
-def make_app(folder: Path, *handlers: Callable[..., Any]) -> App:
-    plugins = Plugins([Plugin(name="bench", source="benchmarks.apps:BenchSource", always=True)])
+def make_app(folder: Path, *handlers: Callable[..., Any], more: Sequence[Plugin] = ()) -> App:
+    plugins = Plugins([Plugin(name="bench", source="benchmarks.apps:BenchSource", always=True), *more])
     module = ModuleType("handlers")
     vars(module).update({handler.__name__: handler for handler in handlers})
     return App(module, config=load_config(plugins.by_name, folder=folder), plugins=plugins)
