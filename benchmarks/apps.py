@@ -71,6 +71,7 @@ class Load:
         for _ in range(self._count // self._batch):
             await self._free.acquire()
             receipts.append(deliver([event() for _ in range(self._batch)] if make is None else make(self._batch)))
+            await asyncio.sleep(0)  # as a source, which the loop calls with what has come
         await asyncio.gather(*receipts)
         await self._all_done.wait()
 
