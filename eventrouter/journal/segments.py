@@ -38,24 +38,23 @@ _NOTE: Final = "INSERT OR REPLACE INTO progress VALUES (?, ?)"
 class Segment:
     """seq: of its first event; the others' follow. packed: its events, one behind the other. done: a byte for each, 1 when it is.
 
-    claims: what is owed, as long as that may be handed out from memory. size: bytes of packed, of which each has an equal part.
+    size: bytes of packed, of which each has an equal part.
     spare: how many were read from the file and are not handed out yet. noted: its progress is in the file.
     """
 
-    __slots__ = ("claims", "done", "function", "noted", "packed", "seq", "size", "spare")
+    __slots__ = ("done", "function", "noted", "packed", "seq", "size", "spare")
 
-    def __init__(self, seq: int, function: str, claims: list[Claim], packed: Sequence[bytes], done: bytearray) -> None:
+    def __init__(self, seq: int, function: str, packed: Sequence[bytes], done: bytearray) -> None:
         self.seq = seq
         self.function = function
-        self.claims = claims
         self.packed = list(packed)
         self.size = sum(map(len, packed))
         self.done = done
         self.spare = 0
         self.noted = False
 
-    def joined(self, other: Segment) -> bool:
-        """Take in one that follows, if the two are small."""
+    def joined(self, other: Segment, claims: Sequence[Claim]) -> bool:
+        """Take in one that follows, if the two are small. claims: the other's."""
         if (
             self.function != other.function
             or self.seq + len(self.done) != other.seq
@@ -63,30 +62,34 @@ class Segment:
             or self.size + other.size > _LARGE
         ):
             return False
-        for claim in other.claims:
+        for claim in claims:
             claim.segment = self
-        self.claims += other.claims
         self.packed += other.packed
         self.done += other.done
         self.size += other.size
         return True
 
 
-def cut(claims: list[Claim], seq: int, most: int) -> list[Segment]:
+# Of what is accepted: a segment and its claims; or no segment, a single claim for a row of its own, and its bytes.
+Part = tuple[Segment | None, list[Claim], bytes]
+
+
+def cut(claims: list[Claim], seq: int, most: int) -> list[Part]:
     """Segments of up to `most` claims of one function, numbered from `seq`. Raises what packing raises."""
-    found: list[Segment] = []
+    # Not kept by the segment itself: claims are out of the garbage collector's sight, and what leads back to them would never go.
+    found: list[Part] = []
     while claims:
         some = claims[:most]
         packed = pack_many([claim.event for claim in some])
         while len(packed) > _LARGE and len(some) > 1:
             some = some[: len(some) // 2]
             packed = pack_many([claim.event for claim in some])
-        segment = Segment(seq, some[0].function, some, [packed], bytearray(len(some)))
+        segment = Segment(seq, some[0].function, [packed], bytearray(len(some)))
         size = len(packed) // len(some)
         for claim in some:
             claim.segment = segment
             claim.size = size
-        found.append(segment)
+        found.append((segment, some, b""))
         claims = claims[len(some) :]
         seq += len(some)
     return found
@@ -141,7 +144,7 @@ def take(database: Database, function: str, after: int, born: float, limit: int,
             break
         room -= len(packed)
         after = seq
-        segment = Segment(seq, function, [], [], bytearray(done or count))
+        segment = Segment(seq, function, [], bytearray(done or count))
         segment.noted = done is not None
         size, at = len(packed) // count, accepted + born
         database.segments[seq] = segment
@@ -172,7 +175,7 @@ def move_out(database: Database, seq: int, deaths: int) -> None:
     if row is None or seq >= row[0] + row[2]:
         return
     first, function, count, accepted, packed, done = row
-    segment = Segment(first, function, [], [], bytearray(done or count))
+    segment = Segment(first, function, [], bytearray(done or count))
     segment.noted = done is not None
     if segment.done[seq - first]:
         return

@@ -23,7 +23,7 @@ from eventrouter.journal import queues, segments
 from eventrouter.journal.database import Database
 from eventrouter.journal.protocol import Archived, Claim, Letter, LetterQuery, Note, QueueDepth, Received, Whereabouts, claim_seq, is_queue
 from eventrouter.journal.running import Running
-from eventrouter.journal.segments import MOST, Segment, cut
+from eventrouter.journal.segments import MOST, Part, cut
 from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
 from eventrouter.model import Decision, Done, Event, Release, RetryAt
 
@@ -157,14 +157,14 @@ class SqliteJournal:
                 together = []
             packed = _packed(claim.event)
             claim.size = len(packed)
-            accept.parts.append((claim, packed))
+            accept.parts.append((None, [claim], packed))
         if together:
             accept.parts += self._cut(together)
         accept.natural = natural
         self._seq = seq
         return accept
 
-    def _cut(self, claims: list[Claim]) -> list[Segment]:
+    def _cut(self, claims: list[Claim]) -> list[Part]:
         try:
             return cut(claims, claims[0].seq, self._most.get(claims[0].function, MOST))
         except (TypeError, ValueError, OverflowError):

@@ -19,7 +19,7 @@ from eventrouter.journal.backlog import Backlog, State
 from eventrouter.journal.database import CLOCK_STEP, START, Batch, Database
 from eventrouter.journal.protocol import Claim, Note
 from eventrouter.journal.schema import PARKED, RUNNING, WAITING
-from eventrouter.journal.segments import Segment
+from eventrouter.journal.segments import Part, Segment
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _LOOK: Final = 1.0  # seconds between looks at the disk's free space
 
 
 class Accept:
-    """New events, claims. parts: segments of them, and with its bytes each that is to have a row of its own, in their order.
+    """New events, claims. parts: of them, in their order.
 
     first: the sequence number of the first. natural: whether any may be a repeat. born: when they came, in monotonic seconds.
     answer: after the commit.
@@ -43,7 +43,7 @@ class Accept:
         self.claims = claims
         self.first = first
         self.born = born
-        self.parts: list[Segment | tuple[Claim, bytes]] = []
+        self.parts: list[Part] = []
         self.natural = False
         self.answer = [True] * len(claims)
 
@@ -356,11 +356,11 @@ class Writer(Thread):
             at = accept.born + self._now - self._monotonic
             for seq in repeats.intersection(range(accept.first, accept.first + len(accept.claims))) if repeats else ():
                 accept.answer[seq - accept.first] = False
-            for part in accept.parts:
-                if isinstance(part, Segment):
-                    self._accept_segment(part, at, whole, repeats, commit)
-                elif part[0].seq not in repeats:
-                    self._accept_single(*part, at, rows, ends, delayed, commit)
+            for segment, claims, packed in accept.parts:
+                if segment is not None:
+                    self._accept_segment(segment, claims, at, whole, repeats, commit)
+                elif claims[0].seq not in repeats:
+                    self._accept_single(claims[0], packed, at, rows, ends, delayed, commit)
         if rows:
             self._database.insert(rows)
         if whole:
@@ -368,28 +368,36 @@ class Writer(Thread):
         if delayed:
             self._database.delay(delayed)
 
-    def _accept_segment(self, segment: Segment, at: float, whole: list[tuple[Segment, float]], repeats: set[int], commit: Commit) -> None:
+    def _accept_segment(
+        self,
+        segment: Segment,
+        claims: list[Claim],
+        at: float,
+        whole: list[tuple[Segment, float]],
+        repeats: set[int],
+        commit: Commit,
+    ) -> None:
         if repeats:
-            for claim in segment.claims:
+            for claim in claims:
                 if claim.seq in repeats:
                     segment.done[claim.seq - segment.seq] = 1
-            segment.claims = [claim for claim in segment.claims if claim.seq not in repeats]
-        if not segment.claims:
+            claims = [claim for claim in claims if claim.seq not in repeats]
+        if not claims:
             return
         lane = self._lane(segment.function)
-        if not lane.waits and lane.credit >= len(segment.claims) and self._room(lane) > 0:
+        if not lane.waits and lane.credit >= len(claims) and self._room(lane) > 0:
             self._remember(lane)
             lane.passed = segment.seq
-            lane.credit -= len(segment.claims)
+            lane.credit -= len(claims)
             lane.held += segment.size
-            commit.claims += segment.claims
-            if not whole or whole[-1][0].seq not in self._database.segments or not whole[-1][0].joined(segment):
+            commit.claims += claims
+            if not whole or whole[-1][0].seq not in self._database.segments or not whole[-1][0].joined(segment, claims):
                 self._database.segments[segment.seq] = segment
                 whole.append((segment, at))
             return
         if not lane.waits or (lane.credit > 0 and lane not in self._hungry):
             self._wake(lane)
-        if not whole or whole[-1][0].seq in self._database.segments or not whole[-1][0].joined(segment):
+        if not whole or whole[-1][0].seq in self._database.segments or not whole[-1][0].joined(segment, claims):
             whole.append((segment, at))
 
     def _accept_single(
@@ -431,10 +439,10 @@ class Writer(Thread):
         rows = [
             (claim.seq, accept.born + self._now - self._monotonic, claim.function, packed)
             for accept in accepts
-            for part in accept.parts
-            if not isinstance(part, Segment)  # there are none as long as events are archived
-            for claim, packed in (part,)
-            if accept.answer[claim.seq - accept.first] and "replay" not in claim.event.attributes
+            for segment, (claim, *_), packed in accept.parts
+            if segment is None  # there are no others as long as events are archived
+            and accept.answer[claim.seq - accept.first]
+            and "replay" not in claim.event.attributes
         ]
         self._database.archive.add(rows)
         self._database.archive.trim(sum(len(accept.claims) for accept in accepts), now)
