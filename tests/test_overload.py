@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
+import tracemalloc
 from collections import namedtuple
 from contextlib import suppress
 from pathlib import Path
@@ -286,3 +288,20 @@ def test_http_is_pushed_back_with_a_reason_and_a_time(tmp_path: Path) -> None:
         wait_for(lambda: '"ready":true' in place.curl("/readyz"))
         assert "202" in place.curl("/box", "-i", "-d", "x")
         assert place.stop() == 0
+
+
+async def test_what_waits_in_the_file_is_not_kept_in_memory(tmp_path: Path, clock: ManualClock) -> None:
+    journal = SqliteJournal(tmp_path / "journal.db", clock=clock)
+    await journal.open()
+    await journal.accept(entries("f", *range(64)))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(100):
+            await journal.accept(entries("f", *range(64)))
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 1_000_000, "6,400 events take more"
+    await journal.close()
