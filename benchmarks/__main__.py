@@ -10,7 +10,7 @@ import msgspec
 
 from benchmarks.measure import end_in_order
 
-NAMES = ("dispatch", "durable", "http", "mqtt", "start", "backlog", "patterns")
+NAMES = ("dispatch", "durable", "http", "mqtt", "process", "start", "backlog", "patterns")
 ON_REQUEST = ("soak",)
 WITH_PEERS = ("durable",)
 

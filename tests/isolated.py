@@ -147,6 +147,12 @@ def who(payload: float) -> tuple[int, int, int]:
 
 
 @on(isolation="process")
+def dies(payload: int) -> None:
+    if payload:
+        os._exit(payload)
+
+
+@on(isolation="process")
 def other(payload: float) -> int:
     time.sleep(payload)
     return os.getpid()

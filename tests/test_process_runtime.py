@@ -21,7 +21,8 @@ from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, Throttled
 from eventrouter.journal.protocol import LetterQuery
 from eventrouter.plugins import Plugins
-from eventrouter.runtimes.process import IDLE, cause_of_death
+from eventrouter.runtimes.forking import cause_of_death
+from eventrouter.runtimes.process import IDLE
 from served import Place, wait_for
 from support import LOCAL, local, make_app, put, until
 
@@ -95,7 +96,7 @@ async def test_an_environment_has_no_descriptor_of_the_routers(tmp_path: Path) -
             found = (await call("descriptors")).result
     kinds = {number: re.sub(r"\d+|\[|\]", "", target) for number, target in found.items()}
     assert kinds.pop("0") == "/dev/null"
-    assert sorted(kinds.values()) == ["pipe:", "pipe:", "socket:"]
+    assert sorted(kinds.values()) == ["pipe:", "pipe:", "pipe:", "socket:", "socket:"]
 
 
 async def test_what_it_prints_goes_to_the_invocations_log(tmp_path: Path) -> None:
@@ -225,6 +226,40 @@ async def test_with_one_process_functions_take_turns(tmp_path: Path) -> None:
     async with isolated(tmp_path, "[app]\nprocesses = 1\n") as call:
         outcomes = await asyncio.gather(*(call(name, 0) for name in ("who", "other", "who", "other")))
         assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
+
+
+async def test_what_is_quick_is_sent_ahead_and_taken_back_from_behind_what_is_not(tmp_path: Path) -> None:
+    async with isolated(tmp_path, "[app]\nprocesses = 2\n") as call:
+        await asyncio.gather(*(call("who", 0) for _ in range(200)))
+        mixed = [asyncio.create_task(call("who", 2 if n == 50 else 0)) for n in range(100)]
+        quick = [task for n, task in enumerate(mixed) if n != 50]
+        outcomes = await asyncio.gather(*quick)
+        assert not mixed[50].done()  # none of them had to wait for it
+        assert len({outcome.result[0] for outcome in outcomes}) <= 2
+        assert isinstance(await mixed[50], Succeeded)
+        # Of what one that dies had been sent, only what it ran has failed.
+        await asyncio.gather(*(call("dies", 0) for _ in range(50)))
+        outcomes = await asyncio.gather(*(call("dies", int(n == 30)) for n in range(60)))
+        assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Failed)] == [30]
+        # While one function is busy with what is quick, another gets its turn.
+        busy = [asyncio.create_task(call("who", 0.002)) for _ in range(300)]
+        assert isinstance(await call("other", 0), Succeeded)
+        assert not all(task.done() for task in busy)
+        await asyncio.gather(*busy)
+
+
+async def test_a_call_sent_ahead_can_be_given_up(tmp_path: Path) -> None:
+    async with isolated(tmp_path, "[app]\nprocesses = 1\n") as call:
+        await asyncio.gather(*(call("who", 0) for _ in range(100)))
+        tasks = [asyncio.create_task(call("who", 0)) for _ in range(100)]
+        await until(lambda: any(task.done() for task in tasks))
+        given_up = tasks[::3]
+        for task in given_up:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            assert isinstance(outcome, Succeeded) or (task in given_up and isinstance(outcome, asyncio.CancelledError))
+        assert isinstance(await call("who", 0), Succeeded)
 
 
 async def test_a_request_that_finds_none_free_is_throttled(tmp_path: Path) -> None:

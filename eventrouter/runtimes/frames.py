@@ -52,6 +52,7 @@ class Job(msgspec.Struct, array_like=True):
     """To an environment: run this. id: the invocation's. trigger: its number among the function's, -1: none.
 
     events: each packed, with its captures and which attempt at it this is; several only for a `batch`. seconds: the time-out.
+    report: whether somebody asks for the `peak`. token: what the environment must have got before it begins.
     """
 
     id: str
@@ -59,19 +60,21 @@ class Job(msgspec.Struct, array_like=True):
     events: list[tuple[bytes, dict[str, str], int]]
     seconds: float
     batch: bool
+    report: bool = False
+    token: int = 0
 
 
 class Answer(msgspec.Struct, array_like=True):
     """From an environment: what a job came to; the first says that it is ready for one.
 
     value: what the handler returned; for a Response its body, status and headers; for a PartialFailure its items and message.
-    peak: the environment's memory at most so far, MB.
+    peak: the environment's memory at most so far, MB; 0: nobody asked.
     """
 
     kind: str  # "returned", "response", "partial", "failed"
     value: Any
-    failed: Failed | None
-    peak: int
+    failed: Failed | None = None
+    peak: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -107,7 +110,7 @@ class Frames:
 
 
 class Line:
-    """A blocking socket's end that takes and gives frames one by one."""
+    """Takes frames from a blocking socket, one by one."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -122,6 +125,3 @@ class Line:
                 return None
             self._waiting = self._frames.feed(chunk)
         return self._waiting.pop(0)
-
-    def give(self, data: bytes) -> None:
-        self._end.sendall(data)

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,18 +22,18 @@ from eventrouter.batches import PartialFailure
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import ConfigError
 from eventrouter.functions import Function
-from eventrouter.model import REGION, Failed, Response, new_id
+from eventrouter.model import Failed, Response
+from eventrouter.runtimes.forking import GRACE, Template, cause_of_death, lambda_variables, oom_kills
 from eventrouter.runtimes.frames import Answer, Frames, Job, Order, Recipe, Setup, Told, frame
 
 log = logging.getLogger("eventrouter")
 
 IDLE: Final = 300.0  # seconds that an environment is kept for the next invocation
-GRACE: Final = 1.0  # seconds between SIGTERM and SIGKILL; they are the machine's, whatever the router's clock says
 _CHUNK: Final = 256 * 1024
-_KEPT_VARIABLES: Final = ("HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PYTHONPATH", "SHELL", "TMPDIR", "TZ", "USER",
-                          "VIRTUAL_ENV")  # fmt: skip
+_AHEAD: Final = 16  # jobs that an environment may have waiting behind the one it runs ...
+_QUICK: Final = 0.005  # ... if the last took less seconds; what waits behind one that takes more is taken back
+_CPUS: Final = os.cpu_count() or 1
 _answer = msgspec.msgpack.Decoder(Answer).decode
-_told = msgspec.msgpack.Decoder(Told).decode
 
 
 class NoEnvironment(asyncio.CancelledError):
@@ -52,16 +51,17 @@ report: ContextVar[Report | None] = ContextVar("eventrouter_report", default=Non
 
 
 class _Call:
-    __slots__ = ("context", "data", "done", "environment", "id", "number", "started")
+    __slots__ = ("context", "done", "environment", "id", "job", "number", "started")
 
     def __init__(self, number: int, job: Job, started: Callable[[], None]) -> None:
         self.number = number  # in the order in which they came
         self.id = job.id
-        self.data = frame(job)
         self.started = started
         self.context = contextvars.copy_context()  # so that what it prints comes where its invocation's output goes
         self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.environment: _Environment | None = None
+        job.report = self.context.get(report) is not None
+        self.job = job
 
     def end(self, answer: Answer) -> None:
         if not self.done.done():
@@ -69,35 +69,53 @@ class _Call:
 
 
 class _Crew:
-    """The environments of one function. idle: the one used last at the end. count: all that live, starting: of which not ready."""
+    """The environments of one function. idle: the one used last at the end. count: all that live, starting: of which not ready.
+
+    queue: calls that wait. quick: whether the last one was.
+    """
 
     def __init__(self, function: Function, folder: Path) -> None:
         self.name = function.name
         self.minimum = function.policy.min_environments
         env = function.policy.env
-        self.setup = frame(Setup(function.name, {**_lambda_variables(function, folder), **env}, env))
+        self.setup = frame(Setup(function.name, {**lambda_variables(function, folder), **env}, env))
         self.idle: list[_Environment] = []
         self.queue: deque[_Call] = deque()
         self.count = self.starting = 0
+        self.quick = False
 
 
 class _Environment:
-    """line: where jobs go and answers come from. output: what it prints. ending: it gets no more jobs; silenced: its line is closed."""
+    """jobs: where they are sent. tokens: where a byte is sent for each that may be begun; unread: the other end, to take them back.
 
-    __slots__ = ("began", "call", "crew", "ending", "frames", "gone", "idle_since", "init", "line", "number", "output", "ready", "rest")
+    answers: where those come from. output: what it prints. call: what it runs. ahead: what it has been sent besides. slow: it gets none
+    while it runs that. since: when it began it, or became idle. ending: it gets no more at all.
+    """
 
-    def __init__(self, crew: _Crew, number: int, line: socket.socket, output: int, began: float) -> None:
+    __slots__ = (
+        "ahead", "answers", "began", "call", "crew", "ending", "frames", "gone", "init", "jobs", "number", "output", "ready", "rest",
+        "sent", "since", "slow", "tokens", "unread",
+    )  # fmt: skip
+
+    def __init__(
+        self, crew: _Crew, number: int, jobs: socket.socket, tokens: tuple[socket.socket, socket.socket], answers: int, output: int,
+        began: float,
+    ) -> None:  # fmt: skip
         self.crew = crew
         self.number = number
-        self.line = line
+        self.jobs = jobs
+        self.tokens, self.unread = tokens
+        self.sent = 0
+        self.answers = answers
         self.output = output
         self.began = began
         self.init: float | None = None  # until it is told with the first invocation
-        self.ready = self.ending = False
-        self.idle_since = 0.0
+        self.ready = self.ending = self.slow = False
+        self.since = 0.0
         self.call: _Call | None = None
+        self.ahead: deque[_Call] = deque()
         self.frames = Frames()
-        self.rest = b""  # of what is to be written to it
+        self.rest: bytes | memoryview = b""  # of what is to be written to it
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -114,12 +132,15 @@ class ProcessRuntime:
             raise ConfigError(f"min_environments= of all functions come to {kept}, [app] processes is {limit}; lower them, or raise it")
         self._environments: dict[int, _Environment] = {}
         self._numbers = self._calls = 0
-        self._template: _Template | None = None
+        self._dispatching = False
+        self._looking: asyncio.TimerHandle | None = None
+        self._seen: dict[int, _Call] = {}  # what environments ran that have more waiting, at the last look
+        self._template: Template | None = None
         self._loading: asyncio.Task[None] | None = None
         self._reaper: Timer | None = None
         self._closing = False
         self._context = contextvars.Context()  # not that of the invocation which happens to need an environment first
-        self._oom_kills = _oom_kills()
+        self._oom_kills = oom_kills()
 
     async def start(self) -> None:
         """Load the app into the template. Raises ConfigError when it can't be."""
@@ -131,8 +152,9 @@ class ProcessRuntime:
     async def close(self) -> None:
         """End every environment; those that don't end by themselves are killed."""
         self._closing = True
-        if self._reaper is not None:
-            self._reaper.cancel()
+        for timer in (self._reaper, self._looking):
+            if timer is not None:
+                timer.cancel()
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.wait((self._loading,))
@@ -152,20 +174,114 @@ class ProcessRuntime:
         crew = self._crews[name]
         self._calls += 1
         call = _Call(self._calls, job, started)
-        if crew.idle:
-            self._give(crew.idle.pop(), call)
-        else:
-            crew.queue.append(call)
-            self._scale(crew)
+        crew.queue.append(call)
+        self._dispatch_soon()
         try:
             answer = await call.done
         except asyncio.CancelledError:
+            environment = call.environment
+            if environment is not None and call in environment.ahead:
+                self._take_back(environment)
             if call.environment is None:
                 crew.queue.remove(call)
+                self._dispatch_soon()
                 raise NoEnvironment(f"{name}: all {self._limit} environments of [app] processes are busy") from None
-            await self._gone(call.environment)
+            assert environment is not None
+            if call is environment.call or call in environment.ahead:  # else it has answered meanwhile
+                await self._gone(environment)
             raise
         return _outcome(answer)
+
+    # What goes where
+
+    def _dispatch_soon(self) -> None:
+        """At the end of this turn of the loop: what came in it is sent together."""
+        if not self._dispatching:
+            self._dispatching = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatching = False
+        for crew in self._crews.values():
+            if not crew.queue or self._closing:
+                continue
+            # Few that have much to do need less waking than many: but only of what is quick, and while nobody else waits.
+            many = crew.quick and not self._must_make_room(crew)
+            share = max(1, min(_AHEAD, -(-len(crew.queue) // _CPUS))) if many else 1
+            while crew.idle and crew.queue:
+                self._send(crew.idle.pop(), share)
+            if many and crew.queue:
+                for environment in self._environments.values():
+                    if environment.crew is crew and environment.call is not None and not environment.slow | environment.ending:
+                        self._send(environment, share if len(environment.ahead) <= _AHEAD // 2 else 0)
+            self._scale(crew)
+
+    def _send(self, environment: _Environment, count: int) -> None:
+        """The next calls, up to so many, together."""
+        queue, data, tokens = environment.crew.queue, [], bytearray()
+        while queue and count and len(environment.ahead) < _AHEAD:
+            call = queue.popleft()
+            environment.sent = call.job.token = (environment.sent + 1) % 256
+            tokens.append(environment.sent)
+            data.append(frame(call.job))
+            call.environment = environment
+            environment.ahead.append(call)
+            count -= 1
+        if not data:
+            return
+        self._write(environment, b"".join(data))  # first: it wakes when there are tokens
+        with suppress(OSError):
+            environment.tokens.send(tokens)
+        if environment.call is None:
+            self._begin(environment)
+        if environment.ahead and self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_QUICK, self._look)
+
+    def _begin(self, environment: _Environment) -> None:
+        """It goes on with the next of what it was sent."""
+        call = environment.call = environment.ahead.popleft()
+        environment.since = self._clock.monotonic()
+        if environment.init is not None and (to := call.context.get(report)) is not None:
+            to.init = environment.init
+        environment.init = None
+        call.started()
+
+    def _look(self) -> None:
+        """Whether something waits behind what takes long."""
+        self._looking = None
+        waiting = False
+        for environment in self._environments.values():
+            if environment.ahead:
+                seen = self._seen.get(environment.number)
+                if seen is not None and seen is environment.call:
+                    environment.crew.quick, environment.slow = False, True
+                    self._take_back(environment)
+                elif environment.call is not None:
+                    self._seen[environment.number] = environment.call
+                waiting = waiting or bool(environment.ahead)
+        if waiting:
+            self._looking = asyncio.get_running_loop().call_later(_QUICK, self._look)
+        else:
+            self._seen.clear()
+
+    def _take_back(self, environment: _Environment) -> None:
+        """What it has been sent and hasn't begun waits for any again."""
+        queue = environment.crew.queue
+        with suppress(BlockingIOError):
+            taken = environment.unread.recv(256, socket.MSG_DONTWAIT)
+            if len(taken) > len(environment.ahead):  # it hasn't even begun what we take it to run
+                if environment.gone.done():
+                    assert environment.call is not None
+                    environment.ahead.appendleft(environment.call)
+                    environment.call = None
+                else:
+                    environment.tokens.send(taken[:1])
+                    taken = taken[1:]
+            for _ in taken:
+                call = environment.ahead.pop()
+                call.environment = None
+                queue.appendleft(call)
+            self._dispatch_soon()
 
     # How many
 
@@ -176,10 +292,10 @@ class ProcessRuntime:
                 self._reload()
                 return
             if len(self._environments) >= self._limit:
-                # Of those who have nothing to do, the one that was used longest ago makes room; when it's gone it's our turn.
-                others = [e for other in self._crews.values() if other.count > other.minimum for e in other.idle[:1]]
+                # Of those whose function has nothing to do, the one that was used longest ago makes room; when it's gone it's our turn.
+                others = [e for other in self._crews.values() if other.count > other.minimum and not other.queue for e in other.idle[:1]]
                 if others and not any(e.ending for e in self._environments.values()):
-                    self._retire(min(others, key=lambda e: e.idle_since))
+                    self._retire(min(others, key=lambda e: e.since))
                 return
             self._fork(crew)
 
@@ -206,11 +322,11 @@ class ProcessRuntime:
             for environment in list(crew.idle):  # the one used longest ago first
                 if spare <= 0:
                     break
-                if now - environment.idle_since >= IDLE:
+                if now - environment.since >= IDLE:
                     spare -= 1
                     self._retire(environment)
                 else:
-                    earliest = min(earliest or environment.idle_since, environment.idle_since)
+                    earliest = min(earliest or environment.since, environment.since)
                     break
         if earliest is not None:
             self._reaper = self._clock.call_later(earliest + IDLE - now, self._reap)
@@ -222,71 +338,61 @@ class ProcessRuntime:
 
     def _order(self, crew: _Crew) -> None:
         assert self._template is not None
-        ours, theirs = socket.socketpair()
-        output, printed = os.pipe()
+        jobs, theirs = socket.socketpair()
+        tokens, (answers, answered), (output, printed) = socket.socketpair(), os.pipe(), os.pipe()
+        tokens[0].setblocking(False)
         try:
             self._numbers += 1
-            environment = _Environment(crew, self._numbers, ours, output, self._clock.monotonic())
-            ours.setblocking(False)
-            os.set_blocking(output, False)
+            environment = _Environment(crew, self._numbers, jobs, tokens, answers, output, self._clock.monotonic())
+            jobs.setblocking(False)
             self._environments[environment.number] = environment
             crew.count += 1
             crew.starting += 1
             loop = asyncio.get_running_loop()
-            loop.add_reader(ours, self._readable, environment)
-            loop.add_reader(output, self._printed, environment)
-            self._template.order(Order(environment.number), theirs.fileno(), printed)
+            for descriptor, read in ((answers, self._readable), (output, self._printed)):
+                os.set_blocking(descriptor, False)
+                loop.add_reader(descriptor, read, environment)
+            self._template.order(Order(environment.number), theirs.fileno(), tokens[1].fileno(), answered, printed)
             self._write(environment, crew.setup)
         finally:
             theirs.close()
+            os.close(answered)
             os.close(printed)
 
-    def _give(self, environment: _Environment, call: _Call) -> None:
-        environment.call = call
-        call.environment = environment
-        if environment.init is not None and (to := call.context.get(report)) is not None:
-            to.init = environment.init
-        environment.init = None
-        call.started()
-        self._write(environment, call.data)
-        call.data = b""
-
     def _write(self, environment: _Environment, data: bytes) -> None:
+        if environment.rest:
+            environment.rest = bytes(environment.rest) + data
+            return
         try:
-            sent = environment.line.send(data)
+            sent = environment.jobs.send(data)
         except BlockingIOError:
             sent = 0
         except OSError:  # it has died: the template is about to say so
             return
         if sent < len(data):
-            environment.rest = data[sent:]
-            asyncio.get_running_loop().add_writer(environment.line, self._writable, environment)
+            environment.rest = memoryview(data)[sent:]
+            asyncio.get_running_loop().add_writer(environment.jobs, self._writable, environment)
 
     def _writable(self, environment: _Environment) -> None:
-        rest, environment.rest = memoryview(environment.rest), b""
-        try:
-            while rest:
-                rest = rest[environment.line.send(rest) :]
-        except BlockingIOError:
-            environment.rest = bytes(rest) if len(rest) < _CHUNK else rest  # type: ignore[assignment]
-            return
-        except OSError:
-            pass
-        asyncio.get_running_loop().remove_writer(environment.line)
+        with suppress(BlockingIOError, ConnectionError):
+            environment.rest = memoryview(environment.rest)[environment.jobs.send(environment.rest) :]
+            if not environment.rest:
+                environment.rest = b""
+                asyncio.get_running_loop().remove_writer(environment.jobs)
 
     def _readable(self, environment: _Environment) -> None:
         try:
-            chunk = environment.line.recv(_CHUNK)
+            chunk = os.read(environment.answers, _CHUNK)
         except BlockingIOError:
             return
-        except OSError:
-            chunk = b""
         if not chunk:
-            self._hush(environment)
+            asyncio.get_running_loop().remove_reader(environment.answers)
             self._end(environment)  # most have ended by themselves
             return
         for data in environment.frames.feed(chunk):
             self._answered(environment, data)
+        if environment.ready and environment.call is None and not environment.ending:
+            self._rests(environment)
 
     def _answered(self, environment: _Environment, data: bytes) -> None:
         crew, call = environment.crew, environment.call
@@ -295,8 +401,7 @@ class ProcessRuntime:
         except msgspec.DecodeError:  # the handler wrote to what isn't its own
             self._end(environment)
             return
-        fresh = not environment.ready
-        if fresh:
+        if not environment.ready:
             environment.ready = True
             crew.starting -= 1
             environment.init = self._clock.monotonic() - environment.began
@@ -304,19 +409,24 @@ class ProcessRuntime:
             self._printed(environment)
             if (to := call.context.get(report)) is not None:
                 to.peak = answer.peak
-            environment.call = None
+            environment.call, environment.slow = None, False
+            crew.quick = self._clock.monotonic() - environment.since < _QUICK
             call.end(answer)
-        if environment.ending or self._closing:
-            return
-        if crew.queue and (fresh or not self._must_make_room(crew)):
-            self._give(environment, crew.queue.popleft())
-            return
-        environment.idle_since = self._clock.monotonic()
+            if environment.ahead:
+                self._begin(environment)
+
+    def _rests(self, environment: _Environment) -> None:
+        """It has nothing to do."""
+        crew = environment.crew
+        fresh = environment.init is not None
+        environment.since = self._clock.monotonic()
         crew.idle.append(environment)
-        if crew.queue or self._must_make_room(crew):
+        if not fresh and self._must_make_room(crew):
             self._retire(environment)
         elif self._reaper is None:
             self._reaper = self._clock.call_later(IDLE, self._reap)
+        if crew.queue:
+            self._dispatch_soon()
 
     def _printed(self, environment: _Environment) -> None:
         """Pass on what it has printed, to where the output of the invocation goes that it runs."""
@@ -342,7 +452,7 @@ class ProcessRuntime:
         """Ask it to close what it shares between invocations, and to end."""
         self._leave(environment)
         with suppress(OSError):
-            environment.line.shutdown(socket.SHUT_WR)
+            environment.tokens.shutdown(socket.SHUT_WR)
         asyncio.get_running_loop().call_later(GRACE, self._end, environment)
 
     def _end(self, environment: _Environment) -> None:
@@ -366,35 +476,33 @@ class ProcessRuntime:
         if self._template is not None and not environment.gone.done():
             self._template.order(Order(environment.number, number))
 
-    def _hush(self, environment: _Environment) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(environment.line)
-        loop.remove_writer(environment.line)
-
     def _died(self, told: Told) -> None:
         environment = self._environments.pop(told.number, None)
         if environment is None:
             return
         crew = environment.crew
-        with suppress(OSError):  # what it said last may still be in the line
-            while chunk := environment.line.recv(_CHUNK):
+        self._leave(environment)
+        with suppress(OSError):  # what it said last may not be read yet
+            while chunk := os.read(environment.answers, _CHUNK):
                 for data in environment.frames.feed(chunk):
-                    self._leave(environment)
                     self._answered(environment, data)
         self._printed(environment)
-        self._hush(environment)
-        asyncio.get_running_loop().remove_reader(environment.output)
-        environment.line.close()
-        os.close(environment.output)
-        self._leave(environment)
+        environment.gone.set_result(None)
+        self._take_back(environment)
+        loop = asyncio.get_running_loop()
+        for descriptor in (environment.answers, environment.output):
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        loop.remove_writer(environment.jobs)
+        for end in (environment.jobs, environment.tokens, environment.unread):
+            end.close()
         crew.count -= 1
         call = environment.call
         if not environment.ready:
             crew.starting -= 1
             call = crew.queue.popleft() if crew.queue else None  # so that one that can't start isn't tried for ever
-        environment.gone.set_result(None)
         if call is not None:
-            killed, self._oom_kills = self._oom_kills, _oom_kills()
+            killed, self._oom_kills = self._oom_kills, oom_kills()
             kind, message = cause_of_death(told.status, out_of_memory=self._oom_kills > killed)
             call.end(Answer("failed", None, Failed(kind, f"RequestId: {call.id} Error: {message}"), 0))
         if environment.ready:
@@ -420,7 +528,7 @@ class ProcessRuntime:
 
     async def _load(self) -> str:
         """Why it can't be, or nothing."""
-        template = _Template(self._died, self._template_died)
+        template = Template(self._died, self._template_died)
         try:
             fault = await template.load(self._recipe)
         except BaseException:
@@ -443,74 +551,6 @@ class ProcessRuntime:
                 self._died(Told(number, signal.SIGKILL))
 
 
-class _Template:
-    """The router's end of the template process."""
-
-    def __init__(self, died: Callable[[Told], None], lost: Callable[[], None]) -> None:
-        self._died = died
-        self._lost = lost
-        self._frames = Frames()
-        self._control, theirs = socket.socketpair()
-        self._control.setblocking(False)
-        names = [name for name in os.environ if name in _KEPT_VARIABLES or name.startswith("LC_")]
-        with theirs:
-            # -P: else a file of the user's could pass for a standard module.
-            self._process = subprocess.Popen(  # noqa: S603 - itself
-                [sys.executable, "-P", "-m", "eventrouter.runtimes.template", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                env={name: os.environ[name] for name in names},
-            )
-
-    async def load(self, recipe: Recipe) -> str:
-        """Why it can't be loaded, or nothing."""
-        loop = asyncio.get_running_loop()
-        with suppress(ConnectionError):
-            await loop.sock_sendall(self._control, frame(recipe))
-            while chunk := await loop.sock_recv(self._control, _CHUNK):
-                for data in self._frames.feed(chunk):
-                    loop.add_reader(self._control, self._readable)
-                    return _told(data).fault
-        code = await asyncio.to_thread(self._process.wait)
-        _, message = cause_of_death(-code if code < 0 else code << 8)
-        return f"the process that imports it ended: {message}"
-
-    def order(self, order: Order, *descriptors: int) -> None:
-        try:
-            socket.send_fds(self._control, [frame(order)], descriptors)
-        except OSError:  # it has died, or takes no orders any more
-            self._process.kill()
-
-    def _readable(self) -> None:
-        try:
-            chunk = self._control.recv(_CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            chunk = b""
-        if not chunk:
-            asyncio.get_running_loop().remove_reader(self._control)
-            self._lost()
-        for data in self._frames.feed(chunk):
-            self._died(_told(data))
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._control.close()
-
-    async def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._control)
-        self._control.close()  # it ends by that
-        try:
-            await asyncio.to_thread(self._process.wait, GRACE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
 def _outcome(answer: Answer) -> Any:
     if answer.failed is not None:
         return answer.failed
@@ -518,37 +558,3 @@ def _outcome(answer: Answer) -> Any:
         body, status, headers = answer.value
         return Response(body, status, headers)
     return PartialFailure(*answer.value) if answer.kind == "partial" else answer.value
-
-
-def _lambda_variables(function: Function, folder: Path) -> dict[str, str]:
-    return {
-        "AWS_DEFAULT_REGION": REGION,
-        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "128",
-        "AWS_LAMBDA_FUNCTION_NAME": function.name,
-        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "provisioned-concurrency" if function.policy.min_environments else "on-demand",
-        "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
-        "AWS_LAMBDA_LOG_STREAM_NAME": f"[$LATEST]{new_id().replace('-', '')}",
-        "AWS_REGION": REGION,
-        "LAMBDA_TASK_ROOT": str(folder),
-        "_HANDLER": f"{function.module}.{function.handler.__name__}",
-    }
-
-
-def _oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory; 0 where it doesn't say."""
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
-
-
-def cause_of_death(status: int, *, out_of_memory: bool = False) -> tuple[str, str]:
-    """Lambda's error type and words for a process that ended with this wait status. out_of_memory: the kernel has killed for that."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        kind = "Runtime.OutOfMemory" if number == signal.SIGKILL and out_of_memory else "Runtime.ExitError"
-        return kind, f"Runtime exited with error: signal: {(signal.strsignal(number) or str(number)).lower()}"
-    code = os.WEXITSTATUS(status)
-    return "Runtime.ExitError", f"Runtime exited with error: exit status {code}" if code else "Runtime exited without providing a reason"

@@ -30,7 +30,7 @@ from eventrouter.runtimes.worker import serve
 
 _PDEATHSIG: Final = 1  # of prctl(2)
 _ORPHANED: Final = signal.SIGUSR2  # not SIGTERM, which a service manager sends to the whole group while the router drains
-_DESCRIPTORS: Final = 2  # with each order to fork: the environment's line, where its output goes
+_DESCRIPTORS: Final = 4  # with each order to fork: where the environment's jobs and tokens come from, where its answers and output go
 
 
 def main(descriptor: int) -> None:
@@ -43,7 +43,7 @@ def main(descriptor: int) -> None:
     try:
         functions = _make(msgspec.msgpack.decode(asked, type=Recipe))
     except BaseException as error:  # whatever the user's code does when it is imported, the router is told
-        line.give(frame(Told(0, fault=_why(error))))
+        control.sendall(frame(Told(0, fault=_why(error))))
         return
     # What the root logger gets is printed, as the router prints it, unless the app has said otherwise.
     logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(name)s %(message)s")
@@ -51,7 +51,7 @@ def main(descriptor: int) -> None:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     gc.collect()
     gc.freeze()  # else each environment's collector would copy what they all share
-    line.give(frame(Told(0)))
+    control.sendall(frame(Told(0)))
     _Template(control, functions).run()
 
 
@@ -115,19 +115,19 @@ class _Template:
                     elif (pid := self._pids.get(order.number)) is not None:
                         _kill(pid, order.signal)
 
-    def _fork(self, number: int, line: int, output: int) -> None:
+    def _fork(self, number: int, jobs: int, tokens: int, answers: int, output: int) -> None:
         try:
             pid = os.fork()
         except OSError:  # out of processes or memory: as if it had died at once
             self._tell(Told(number, signal.SIGKILL))
         else:
             if pid == 0:
-                self._become(line, output)
+                self._become(jobs, tokens, answers, output)
             self._pids[number] = pid
-        os.close(line)
-        os.close(output)
+        for descriptor in (jobs, tokens, answers, output):
+            os.close(descriptor)
 
-    def _become(self, line: int, output: int) -> NoReturn:
+    def _become(self, jobs: int, tokens: int, answers: int, output: int) -> NoReturn:
         """An environment, in the child."""
         code = 1
         try:
@@ -141,7 +141,7 @@ class _Template:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
-            serve(socket.socket(fileno=line), self._functions)
+            serve(socket.socket(fileno=jobs), socket.socket(fileno=tokens), answers, self._functions)
             code = 0
         except OSError:  # the router is gone
             pass

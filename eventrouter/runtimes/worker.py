@@ -28,9 +28,13 @@ _job = msgspec.msgpack.Decoder(Job).decode
 _MEGABYTE: Final = 1024 * 1024 if sys.platform == "darwin" else 1024  # in the unit of ru_maxrss
 
 
-def serve(end: socket.socket, functions: Mapping[str, Function]) -> None:
-    """Answer jobs until the router ends the line."""
-    line = Line(end)
+def serve(jobs: socket.socket, tokens: socket.socket, answers: int, functions: Mapping[str, Function]) -> None:
+    """Answer jobs until the router ends the line of tokens.
+
+    A job may be begun by whoever reads its token: so the router can take back those that wait here behind one that takes long, and
+    send many at once to one that doesn't.
+    """
+    line = Line(jobs)
     first = line.take()
     if first is None:
         return
@@ -38,14 +42,26 @@ def serve(end: socket.socket, functions: Mapping[str, Function]) -> None:
     set_isolated()
     os.environ.update(setup.variables)
     worker = _Worker(functions[setup.function], setup.env)
-    line.give(frame(Answer("ready", None, None, _peak())))
-    while (job := line.take()) is not None:
-        answer = worker.answer(_job(job))
+    _give(answers, frame(Answer("ready", None)))
+    while token := tokens.recv(1):
+        while (data := line.take()) is not None:
+            job = _job(data)
+            if job.token == token[0]:  # else it was taken back
+                break
+        else:
+            break
+        answer = worker.answer(job)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        line.give(answer)
-        del job, answer  # a warm environment must not keep the last payload
+        _give(answers, answer)
+        del data, job, answer  # a warm environment must not keep the last payload
     worker.close()
+
+
+def _give(answers: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(answers, rest) :]
 
 
 class _Worker:
@@ -66,6 +82,8 @@ class _Worker:
     def answer(self, job: Job) -> bytes:
         """The frame that says what became of it."""
         answer = self._loop.run_until_complete(self._awaited(job)) if self._awaits else self._called(job)
+        if job.report:
+            answer.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _MEGABYTE
         try:
             return frame(answer)
         except Exception as error:  # of msgspec, or of the handler's own objects when they are read
@@ -106,21 +124,17 @@ class _Worker:
         return args, kwargs, event, context
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _MEGABYTE
-
-
 def _failed(failed: Failed) -> Answer:
-    return Answer("failed", None, failed, _peak())
+    return Answer("failed", None, failed)
 
 
 def _returned(result: Any) -> Answer:
     if isinstance(result, Response):
-        return Answer("response", (result.body, result.status, result.headers), None, _peak())
-    return Answer("returned", result, None, _peak())
+        return Answer("response", (result.body, result.status, result.headers))
+    return Answer("returned", result)
 
 
 def _raised(error: BaseException, job: Job) -> Answer:
     if isinstance(error, PartialFailure) and job.batch:
-        return Answer("partial", (error.items, str(error)), None, _peak())
+        return Answer("partial", (error.items, str(error)))
     return _failed(failure(error))
