@@ -107,6 +107,9 @@ async def test_what_it_prints_goes_to_the_invocations_log(tmp_path: Path) -> Non
             assert answer["logs"] == "out x\nerr x\nraw\n[WARNING] mine logged\n"
         assert re.search(r"\tMax Memory Used: \d+ MB\tInit Duration: [\d.]+ ms\t$", cold["report"])
         assert "Init Duration" not in warm["report"]
+        many = await asyncio.gather(*(call("prints", n) if n % 3 else operations.invoke("prints", str(n), {}) for n in range(60)))
+        for n in range(0, 60, 3):
+            assert many[n]["logs"] == f"out {n}\nerr {n}\nraw\n[WARNING] mine logged\n"
         died = await operations.invoke("exits", "3", {})
         assert died["logs"] == "last words\n"
 

@@ -71,7 +71,7 @@ class _Call:
 class _Crew:
     """The environments of one function. idle: the one used last at the end. count: all that live, starting: of which not ready.
 
-    queue: calls that wait. quick: whether the last one was.
+    queue: calls that wait. quick: whether the last one was, and printed nothing.
     """
 
     def __init__(self, function: Function, folder: Path) -> None:
@@ -89,12 +89,12 @@ class _Environment:
     """jobs: where they are sent. tokens: where a byte is sent for each that may be begun; unread: the other end, to take them back.
 
     answers: where those come from. output: what it prints. call: what it runs. ahead: what it has been sent besides. slow: it gets none
-    while it runs that. since: when it began it, or became idle. ending: it gets no more at all.
+    while it runs that. since: when it began it, or became idle. prints: since the last answer. ending: it gets no more at all.
     """
 
     __slots__ = (
-        "ahead", "answers", "began", "call", "crew", "ending", "frames", "gone", "init", "jobs", "number", "output", "ready", "rest",
-        "sent", "since", "slow", "tokens", "unread",
+        "ahead", "answers", "began", "call", "crew", "ending", "frames", "gone", "init", "jobs", "number", "output", "prints", "ready",
+        "rest", "sent", "since", "slow", "tokens", "unread",
     )  # fmt: skip
 
     def __init__(
@@ -110,7 +110,7 @@ class _Environment:
         self.output = output
         self.began = began
         self.init: float | None = None  # until it is told with the first invocation
-        self.ready = self.ending = self.slow = False
+        self.ready = self.ending = self.slow = self.prints = False
         self.since = 0.0
         self.call: _Call | None = None
         self.ahead: deque[_Call] = deque()
@@ -220,6 +220,10 @@ class ProcessRuntime:
         """The next calls, up to so many, together."""
         queue, data, tokens = environment.crew.queue, [], bytearray()
         while queue and count and len(environment.ahead) < _AHEAD:
+            # One whose output somebody waits for is sent alone: else it could not be told whose is what is printed.
+            last = environment.ahead[-1] if environment.ahead else environment.call
+            if last is not None and (last.job.report or queue[0].job.report):
+                break
             call = queue.popleft()
             environment.sent = call.job.token = (environment.sent + 1) % 256
             tokens.append(environment.sent)
@@ -406,11 +410,13 @@ class ProcessRuntime:
             crew.starting -= 1
             environment.init = self._clock.monotonic() - environment.began
         elif call is not None:
-            self._printed(environment)
+            if call.job.report:
+                self._printed(environment)
             if (to := call.context.get(report)) is not None:
                 to.peak = answer.peak
             environment.call, environment.slow = None, False
-            crew.quick = self._clock.monotonic() - environment.since < _QUICK
+            crew.quick = self._clock.monotonic() - environment.since < _QUICK and not environment.prints | call.job.report
+            environment.prints = False
             call.end(answer)
             if environment.ahead:
                 self._begin(environment)
@@ -439,6 +445,7 @@ class ProcessRuntime:
             if not chunk:
                 asyncio.get_running_loop().remove_reader(environment.output)
                 return
+            environment.prints = True
             text = chunk.decode(errors="replace")
             if call is not None:
                 call.context.run(sys.stdout.write, text)
