@@ -10,14 +10,14 @@ import msgspec
 
 from benchmarks.measure import end_in_order
 
-NAMES = ("dispatch", "durable", "http", "mqtt", "process", "start", "backlog", "patterns")
-ON_REQUEST = ("soak",)
+NAMES = ("dispatch", "durable", "http", "mqtt", "process", "start", "backlog", "patterns", "routes", "fanout")
+ON_REQUEST = ("soak", "stages")
 WITH_PEERS = ("durable",)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} [default: these]; soak")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} [default: these]; soak, stages")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each [default: 5]")
     parser.add_argument("--minutes", type=float, default=10, help="that soak goes on [default: 10]")
     parser.add_argument(

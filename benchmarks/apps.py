@@ -38,8 +38,8 @@ def event(kind: str = "temperature") -> Event:
     return Event("bench", "bench.reading", f"sensors/kitchen/{kind}", PAYLOAD)
 
 
-def make_app(folder: Path, *handlers: Callable[..., Any]) -> App:
-    plugins = Plugins([Plugin(name="bench", source="benchmarks.apps:BenchSource", always=True)])
+def make_app(folder: Path, *handlers: Callable[..., Any], more: Sequence[Plugin] = ()) -> App:
+    plugins = Plugins([Plugin(name="bench", source="benchmarks.apps:BenchSource", always=True), *more])
     module = ModuleType("handlers")
     vars(module).update({handler.__name__: handler for handler in handlers})
     return App(module, config=load_config(plugins.by_name, folder=folder), plugins=plugins)
@@ -63,12 +63,15 @@ class Load:
         if self._done == self._count:
             self._all_done.set()
 
-    async def run(self, deliver: Callable[[Sequence[Event]], asyncio.Future[int]]) -> None:
-        """Until all are handled."""
+    async def run(
+        self, deliver: Callable[[Sequence[Event]], asyncio.Future[int]], make: Callable[[int], Sequence[Event]] | None = None
+    ) -> None:
+        """Until all are handled. make: the events for a number of invocations; None: one of the same for each."""
         receipts = []
         for _ in range(self._count // self._batch):
             await self._free.acquire()
-            receipts.append(deliver([event() for _ in range(self._batch)]))
+            receipts.append(deliver([event() for _ in range(self._batch)] if make is None else make(self._batch)))
+            await asyncio.sleep(0)  # as a source, which the loop calls with what has come
         await asyncio.gather(*receipts)
         await self._all_done.wait()
 

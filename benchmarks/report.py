@@ -32,12 +32,17 @@ def write(results: Sequence[Result], docs: Path) -> None:
     page = docs / "performance.md"
     text = page.read_text()
     for name, made in (("figures", figures(results)), ("peers", peers(results)), ("machine", machines(results))):
-        begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
-        if begin not in text or end not in text:
-            raise SystemExit(f"{page} has no place for {name}: {begin} ... {end}")
-        text = text.partition(begin)[0] + f"{begin}\n{made}\n{end}" + text.partition(end)[2]
+        text = replace(text, name, made)
     page.write_text(text)
     (docs / "performance.svg").write_text(chart(results))
+
+
+def replace(text: str, name: str, made: str) -> str:
+    """The page with what is made between the marks of that name."""
+    begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
+    if begin not in text or end not in text:
+        raise SystemExit(f"performance.md has no place for {name}: {begin} ... {end}")
+    return text.partition(begin)[0] + f"{begin}\n{made}\n{end}" + text.partition(end)[2]
 
 
 def figures(results: Sequence[Result]) -> str:

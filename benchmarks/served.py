@@ -158,7 +158,7 @@ def load(port: int, path: str, status: int, count: int, connections: int) -> flo
         loop = asyncio.get_running_loop()
         began = perf_counter()
         made = [
-            await loop.create_connection(lambda: _Client(_post(path), str(status).encode(), left, done), "127.0.0.1", port)
+            await loop.create_connection(lambda: _Client(post(path), str(status).encode(), left, done), "127.0.0.1", port)
             for _ in range(connections)
         ]
         async with asyncio.timeout(60):
@@ -180,7 +180,7 @@ def answer_times(port: int, path: str, status: int, count: int, rate: int = 100)
         for number in range(count):
             sleep(max(0, began + number / rate - perf_counter()))
             sent = perf_counter()
-            connection.sendall(_post(path))
+            connection.sendall(post(path))
             answer = connection.recv(65_536)  # a small one comes at once
             times.append((perf_counter() - sent) * 1000)
             if str(status).encode() not in answer[:16]:
@@ -197,6 +197,6 @@ def get(port: int, path: str) -> int:
     return status
 
 
-def _post(path: str) -> bytes:
+def post(path: str) -> bytes:
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(PAYLOAD)}\r\n\r\n"
     return head.encode() + PAYLOAD

@@ -14,10 +14,12 @@ from msgspec.structs import replace
 from eventrouter.batches import Malformed, PartialFailure, failed_items
 from eventrouter.binding import BatchBinder, Binder, Dependencies
 from eventrouter.clock import Clock
+from eventrouter.crashpoints import ARMED
 from eventrouter.errors import Throttled
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim
 from eventrouter.lanes import Found, Lane
+from eventrouter.lineage import set_cause
 from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Stream, Succeeded, TimedOut, Trigger
 from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, finish
 from eventrouter.runtimes.failures import failure
@@ -25,6 +27,8 @@ from eventrouter.runtimes.frames import Job
 from eventrouter.runtimes.process import NoEnvironment, ProcessRuntime
 from eventrouter.runtimes.thread import ThreadRuntime
 
+# A claim, what it is for if an attempt at it has begun, and what came of that; no outcome: its handler waits for something.
+Stop = tuple[Claim, Found | None, Outcome | None]
 SUCCEEDED = Succeeded()  # where nobody asks what the result was
 
 
@@ -114,41 +118,50 @@ class Attempts:
             return self._ended(lane, binder, slot)
         return SUCCEEDED if lane.forgets and not slot.request else Succeeded(slot.result)
 
-    def starter(self, lane: Lane, slot: Slot) -> Callable[[Claim, Found, float], Outcome | None]:
-        """What does as `begin` does for claims of the lane, one after another, with as little as most of them need."""
-        function, timeout, sweeper, step, begin = lane.function, lane.policy.timeout, self.sweeper, slot.step, self.begin
+    def sprinter(self, lane: Lane, slot: Slot, mark: Callable[[Claim | None], None], done: list[Claim]) -> Callable[[int], Stop | None]:
+        """What does as `begin` does for claims of a lane's queue, with as little as most of them need.
+
+        Until `done` has so many; those that succeeded at once are added to it. It stops before a claim that needs more, and after one
+        that came to something else. mark: see `Journal.marker`.
+        """
+        function, timeout, max_age, queue, others = lane.function, lane.policy.timeout, lane.policy.max_age, lane.queue, lane.pool.waiting
+        sweeper, step, monotonic = self.sweeper, slot.step, self._monotonic
         callers: dict[Trigger | None, Callable[..., Any]] = {}
-        if lane.plain and lane.forgets:
+        if lane.plain and lane.forgets and not lane.filters and not ARMED:
             callers = {trigger: binder.caller(function.handler) for trigger, binder in function.binders.items() if not binder.needs_context}
 
-        once = lane.policy.idempotent is not None
-
-        def start(claim: Claim, found: Found, now: float) -> Outcome | None:
-            trigger, captures = found
-            if once:  # a result may have to be waited for, and the attempt begins after that
-                return None
-            event, attempts, call = claim.event, claim.attempts, callers.get(trigger)
-            if call is None or attempts:
-                return begin(lane, function.binders[trigger], event, captures, claim, attempts + 1, slot, now)
-            deadline = slot.deadline = now + timeout
-            if deadline < sweeper.next:
-                sweeper.schedule(deadline)
-            try:
-                coroutine = call(event, captures, None)
-            except (Exception, SystemExit) as error:
-                slot.error = error
-            else:
+        def sprint(count: int) -> Stop | None:
+            while queue and len(done) < count and not others:
+                claim = queue.popleft()
+                found = claim.hint
+                now = monotonic()
+                if found is None or claim.key is not None or claim.attempts or now - claim.born > max_age:
+                    return claim, None, None
+                call = callers.get(found[0])
+                if call is None:
+                    return claim, None, None
+                mark(claim)
+                set_cause(claim)
+                deadline = slot.deadline = now + timeout
+                if deadline < sweeper.next:
+                    sweeper.schedule(deadline)
+                try:
+                    coroutine = call(claim.event, found[1], None)
+                except (Exception, SystemExit) as error:
+                    slot.error = error
+                    return claim, found, self._ended(lane, function.binders[found[0]], slot)
                 scope = copy_context()
                 waits_for = scope.run(step, coroutine)
                 if waits_for is not slot:
                     slot.context, slot.waits_for = scope, waits_for
                     lane.suspended()
-                    return None
-                if slot.error is None and not slot.overran:
-                    return SUCCEEDED
-            return self._ended(lane, function.binders[trigger], slot)
+                    return claim, found, None
+                if slot.error is not None or slot.overran:
+                    return claim, found, self._ended(lane, function.binders[found[0]], slot)
+                done.append(claim)
+            return None
 
-        return start
+        return sprint
 
     async def finish(self, lane: Lane, binder: Binder | Bound, slot: Slot) -> Outcome:
         """What becomes of the attempt that `begin` began."""

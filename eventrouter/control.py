@@ -161,12 +161,12 @@ class Operations:
     async def redrive(self, ids: Sequence[str], query: dict[str, Any]) -> int:
         """Send these letters again, or with no ids all that match. How many there were."""
         engine = self._app.engine
-        return await (engine.redrive(ids) if ids else engine.letters(LetterQuery(**query), engine.redrive))
+        return await (engine.by_hand.redrive(ids) if ids else engine.by_hand.letters(LetterQuery(**query), engine.by_hand.redrive))
 
     async def purge(self, ids: Sequence[str], query: dict[str, Any]) -> int:
         """Delete these letters, or with no ids all that match. How many there were."""
         journal, engine = self._app.journal, self._app.engine
-        return await (journal.purge(ids) if ids else engine.letters(LetterQuery(**query), journal.purge))
+        return await (journal.purge(ids) if ids else engine.by_hand.letters(LetterQuery(**query), journal.purge))
 
     async def replay(self, function: str, since: float, until: float | None = None) -> dict[str, Any]:
         """Run again what was accepted for a function, or a queue, between two times. Answers `{"replayed", "unwanted", "name"}`."""

@@ -10,14 +10,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 
-from eventrouter.attempts import SUCCEEDED, Attempts, Bound, describe, outcomes_of, read_batch
+from eventrouter.attempts import Attempts, Bound, Stop, describe, outcomes_of, read_batch
+from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
-from eventrouter.crashpoints import ARMED, crash_point
+from eventrouter.contents import filter_out
+from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Intake
-from eventrouter.journal.protocol import Claim, Journal, LetterQuery, Note, Received
+from eventrouter.journal.protocol import Claim, Journal, Note
 from eventrouter.lanes import Found, Lane
 from eventrouter.limits import share_out
 from eventrouter.lineage import ATTRIBUTE, cause, exhausted, extend, inherit, set_cause, tell
@@ -46,13 +48,12 @@ from eventrouter.sources import Binding
 
 log = logging.getLogger("eventrouter")
 _WINDOW = 16_384  # claims in memory, all functions together ...
-_LANE = 2048  # ... and of one: more have left the processor's caches by the time they run
+_LANE = 8192  # ... and of one: more have left the processor's caches by the time they run
 # seconds until a thread that wants the interpreter gets it; with Python's 5 ms the journal's waits until the loop has no more to do
 _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
-_PAGE = 256  # messages of a queue that are ended or moved at a time
 _TELL_EVERY = 60.0  # seconds between notices that a function is throttled
 _DONE = Done()
 _RELEASE = Release()
@@ -97,6 +98,8 @@ class Engine:
         self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
         self.notices = Notices()
         self._settlement = Settlement(journal, clock, self.intake, self.notices)
+        self.by_hand = ByHand(journal, clock, self.intake, self._settlement, self.adopt_orphans)
+        self.receive, self.move, self.expire = self.by_hand.receive, self.by_hand.move, self.by_hand.expire
 
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
@@ -159,9 +162,11 @@ class Engine:
 
     # Requests
 
-    async def request(self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None) -> Outcome:
+    def request(
+        self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None
+    ) -> Awaitable[Outcome]:
         """Run the function now, in the caller's task. Raises Throttled."""
-        return await self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures, stream=stream)
+        return self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures, stream=stream)
 
     async def invoke(
         self,
@@ -175,7 +180,8 @@ class Engine:
         """As `request`, for any lane. id: of the invocation; the event's when empty."""
         if self._stopping:
             return Interrupted()
-        if (lineage := self.intake.lineage()) is not None:
+        outer = cause.get()
+        if outer is not None and (lineage := self.intake.lineage()) is not None:
             inherit(event, lineage)
             if self._loops(lane, event):
                 log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
@@ -191,8 +197,7 @@ class Engine:
         id = id or event.id
         if event.time is None:
             event.time = self._clock.time()
-        outer = cause.get()
-        set_cause(extend(lane.function.name, (event,)))
+        set_cause((lane.function.name, event))
         try:
             if lane.policy.batch is not None:
                 (outcome,) = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
@@ -318,48 +323,52 @@ class Engine:
                 await asyncio.sleep(0)
 
     async def _work_one_by_one(self, lane: Lane, slot: Slot) -> None:
-        start, mark, monotonic = self._attempts.starter(lane, slot), self.journal.marker(), self._clock.monotonic
-        queue, others, max_age, filters = lane.queue, lane.pool.waiting, lane.policy.max_age, lane.filters
-        turn = 0
-        done: list[Claim] = []  # told to the journal together, before anything is waited for
+        mark, done = self.journal.marker(), list[Claim]()  # those done are told to the journal together, before anything is waited for
+        sprint, queue, others = self._attempts.sprinter(lane, slot, mark, done), lane.queue, 0
         try:
-            while queue and (turn == 0 or not others or self._may_go_on(lane, slot, turn)):
-                claim = queue.popleft()
-                now = monotonic()
-                found = claim.hint
-                if found is None or filters or now - claim.born > max_age:
-                    found = self._ready(lane, claim)
-                decision: Decision = _DONE
-                if found is not None:
-                    mark(claim)
-                    set_cause(claim)
-                    if ARMED:
-                        crash_point("attempt.before")
-                    note = None
-                    outcome = start(claim, found, now)
-                    if outcome is None:
-                        self._finish(lane, done)
-                        outcome, note = await self._go_on(lane, claim, found, slot)
-                    if ARMED:
-                        crash_point("attempt.after")
-                    if outcome is SUCCEEDED and claim.key is None:
-                        done.append(claim)
-                    else:
-                        decision = self._settlement.settle(lane, claim, found[0], outcome, note)
-                lane.taken += 1
-                if claim.key is not None:
-                    self._end_key(lane, claim.key, slot, back=isinstance(decision, RetryAt | Release))
-                turn += 1
-                if turn % _TURN == 0:
+            while queue and self._may_go_on(lane, slot, others + len(done)):
+                stop = sprint(_TURN - others)
+                if stop is None and queue and others + len(done) < _TURN:  # somebody waits for this slot
+                    stop = queue.popleft(), None, None
+                if stop is not None:
+                    others += 1
+                    lane.taken += 1
+                    await self._see_to(lane, stop, slot, mark, done)
+                if others + len(done) >= _TURN:
+                    others = 0
                     slot.deadline = inf
                     self._finish(lane, done)
                     await asyncio.sleep(0)  # handlers that never wait would starve everything else
-                if slot.keeper is not None or self._stopping:
-                    break
         finally:
             slot.deadline = inf
             self._finish(lane, done)
             mark(None)
+
+    async def _see_to(self, lane: Lane, stop: Stop, slot: Slot, mark: Callable[[Claim], None], done: list[Claim]) -> None:
+        """What did not go the usual way."""
+        claim, found, outcome = stop
+        note: Note | None = None
+        decision: Decision = _DONE
+        if found is None and (found := self._ready(lane, claim)) is not None:
+            mark(claim)
+            set_cause(claim)
+            crash_point("attempt.before")
+            outcome = self._start(lane, claim, found, slot)
+        if found is not None:
+            if outcome is None:
+                self._finish(lane, done)
+                outcome, note = await self._go_on(lane, claim, found, slot)
+            crash_point("attempt.after")
+            decision = self._settlement.settle(lane, claim, found[0], outcome, note)
+        if claim.key is not None:
+            self._end_key(lane, claim.key, slot, back=isinstance(decision, RetryAt | Release))
+
+    def _start(self, lane: Lane, claim: Claim, found: Found, slot: Slot) -> Outcome | None:
+        """Begin an attempt; None: `_go_on` with it."""
+        if lane.policy.idempotent is not None:  # a result may have to be waited for, and the attempt begins after that
+            return None
+        binder, now = lane.function.binders[found[0]], self._clock.monotonic()
+        return self._attempts.begin(lane, binder, claim.event, found[1], claim, claim.attempts + 1, slot, now)
 
     async def _go_on(self, lane: Lane, claim: Claim, found: Found, slot: Slot) -> tuple[Outcome, Note | None]:
         """With an attempt that could not be made in one step."""
@@ -368,6 +377,7 @@ class Engine:
         return await self._attempts.finish(lane, lane.function.binders[found[0]], slot), None
 
     def _finish(self, lane: Lane, done: list[Claim]) -> None:
+        lane.taken += len(done)
         self._give_credit(lane)
         if done:
             self._settlement.finish(lane, done.copy())
@@ -461,7 +471,7 @@ class Engine:
         self._give_credit(lane)
 
     def _give_credit(self, lane: Lane) -> None:
-        if lane.taken * 2 >= lane.window:
+        if lane.taken * 8 >= lane.window:
             self.journal.want(lane.name, lane.taken)
             lane.taken = 0
 
@@ -485,7 +495,7 @@ class Engine:
     def _free(self, lane: Lane) -> None:
         lane.active -= 1
         lane.pool.give()
-        if not lane.waiting:
+        if lane.queue and not lane.waiting:
             self._start_worker(lane)
 
     def _ready(self, lane: Lane, claim: Claim) -> Found | None:
@@ -530,7 +540,7 @@ class Engine:
             and trigger is not None
             and (trigger.wants(event) is None or not lane.function.lets_in(trigger, event))
         ):
-            self.intake.filter_out(lane, event)
+            filter_out(lane, event)
             self.journal.settle(claim, _DONE)
             return False
         return True
@@ -570,68 +580,3 @@ class Engine:
             self._left.setdefault(slot.keeper, set()).add(key)
         else:
             lane.pass_on(key)
-
-    # Dead letters and queues
-
-    async def redrive(self, ids: Sequence[str]) -> int:
-        """Send letters again, with today's code. How many there were."""
-        count = await self.journal.redrive(ids)
-        await self.adopt_orphans()
-        return count
-
-    async def letters(self, query: LetterQuery, each: Callable[[list[str]], Awaitable[int]]) -> int:
-        """Apply `each` to the ids of all letters that match now, a page at a time."""
-        total, after = 0, ""
-        ids: list[str] = []
-        while page := await self.journal.dead(query, after, 1000):
-            after = page[-1].id
-            ids.extend(letter.id for letter in page)
-        for start in range(0, len(ids), 1000):
-            total += await each(ids[start : start + 1000])
-        return total
-
-    async def receive(self, source: str, subject: str, count: int, hide: float, wait: float = 0) -> list[Received]:
-        """Take messages of a queue; what was taken too often is a dead letter now. See `Router.receive`."""
-        queue, lane, name = self.intake.queueing[source](subject), self.intake.queue(source, subject), f"{source}:{subject}"
-        received: list[Received] = []
-        end = self._clock.monotonic() + wait
-        while True:
-            rest = 0 if received else max(0, end - self._clock.monotonic())
-            some, spent = await self.journal.receive(name, count - len(received), hide, queue.receives, queue.keep, rest)
-            received += some
-            for claim in spent:
-                self._settlement.bury_unread(claim, queue, lane)
-            if not spent or len(received) == count:  # else there may be some behind those that are dead
-                return received
-
-    async def move(self, source: str, subject: str, count: int, becomes: Callable[[Event], Event | None]) -> int:
-        """See `Router.move`."""
-        moved, left = 0, dict[str, Claim]()
-        try:
-            while moved < count and len(left) < _WINDOW:  # what stays is in memory until the end
-                _, claims = await self.journal.receive(f"{source}:{subject}", min(count - moved, _PAGE), 0, 0)
-                if not claims:
-                    break
-                left |= {claim.id: claim for claim in claims}
-                for claim in claims:
-                    event = becomes(claim.event)
-                    if event is None:
-                        continue
-                    event.time = self._clock.time()
-                    self.journal.settle(left.pop(claim.id), _DONE, [self.intake.queued(event)])
-                    moved += 1
-        finally:
-            for claim in left.values():
-                self.journal.settle(claim, _RELEASE)
-        await self.journal.flush()
-        return moved
-
-    async def expire(self, source: str, subject: str) -> int:
-        """See `Router.expire`."""
-        queue, lane = self.intake.queueing[source](subject), self.intake.queue(source, subject)
-        total = 0
-        while claims := await self.journal.expired(f"{source}:{subject}", queue.keep, _PAGE):
-            total += len(claims)
-            for claim in claims:
-                self._settlement.bury_unread(claim, queue, lane)
-        return total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -83,6 +82,8 @@ def explain(error: msgspec.ValidationError) -> tuple[str, str]:
 
 def suggest(wrong: str, known: Iterable[str]) -> str:
     """`; did you mean 'retries'?` when a known name is near, else the known names."""
+    import difflib  # noqa: PLC0415 - only those who err wait for it
+
     known = sorted(known)
     near = difflib.get_close_matches(wrong, known, 1)
     if near:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from eventrouter.clock import Clock
+from eventrouter.contents import Contents, filter_out, looks_into_events
 from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message, parse_destination
 from eventrouter.errors import ConfigError, suggest
@@ -20,8 +21,7 @@ from eventrouter.functions import Policy
 from eventrouter.journal.protocol import Claim, Journal, Note
 from eventrouter.lanes import Found, Lane
 from eventrouter.lineage import ATTRIBUTE, Lineage, cause, exhausted, extend, inherit
-from eventrouter.model import NOTHING, Event, Trigger, Wild, viewed
-from eventrouter.patterns import Rules
+from eventrouter.model import NOTHING, Event, Trigger
 from eventrouter.retry import fixed
 from eventrouter.routing import Index
 from eventrouter.sources import Binding, Queue, Terms
@@ -29,7 +29,10 @@ from eventrouter.sources import Binding, Queue, Terms
 log = logging.getLogger("eventrouter")
 
 _PLANS: Final = 4096  # subjects of a source
-_NO_PLANS: Final[Mapping[str, tuple[tuple[str, Found], ...]]] = {}
+Plan = tuple[
+    tuple[str, Found, Callable[[Event], bool] | None], ...
+]  # of each function that wants a subject: what for, and what it asks besides
+_NO_PLANS: Final[Mapping[str, Plan]] = {}
 _FUNCTION: Final = attrgetter("function")
 
 
@@ -57,27 +60,12 @@ class Intake:
         self._clock = clock
         self._opened = opened
         self._indexes: dict[str, Index[tuple[Lane, Trigger]]] = {}
-        self._plans: dict[str, dict[str, tuple[tuple[str, Found], ...]]] = {}
-        self._by_content: dict[str, Index[_ByContent]] = {}
+        self._plans: dict[str, dict[str, Plan]] = {}
         for lane in lanes.values():
             for trigger in lane.function.triggers:
-                if trigger.content_pattern is None:
+                if not looks_into_events(lane, trigger):
                     self._indexes.setdefault(trigger.source, Index()).add(trigger.path, (lane, trigger))
-        self._index_contents(lanes.values())
-
-    def _index_contents(self, lanes: Iterable[Lane]) -> None:
-        """Triggers of one place in the index, and of one view of an event, are looked through together."""
-        groups: dict[tuple[str, tuple[str | Wild, ...], Callable[[Event], Any]], _ByContent] = {}
-        for lane in lanes:
-            for trigger in lane.function.triggers:
-                if trigger.content_pattern is None:
-                    continue
-                place = (trigger.source, trigger.path, trigger.view)
-                if place not in groups:
-                    groups[place] = _ByContent(trigger.view)
-                    self._by_content.setdefault(trigger.source, Index()).add(trigger.path, groups[place])
-                groups[place].members.append((lane, trigger))
-                groups[place].rules.add(trigger.content_pattern, (lane, trigger))
+        self._contents = Contents(lanes.values())
 
     def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]:
         """Journal each event once for every function that wants it; see `Router.deliver`."""
@@ -94,10 +82,14 @@ class Intake:
                 source = event.source
                 plans = self._plans.get(source, _NO_PLANS)
             plan = plans.get(event.subject)
+            before = len(claims)
             if plan is not None and lineage is None and ATTRIBUTE not in event.attributes:
-                for name, hint in plan:
-                    claims.append(Claim(name, event, hint))
-            elif not self._add(event, claims):
+                for name, hint, accepts in plan:
+                    if accepts is None or accepts(event):
+                        claims.append(Claim(name, event, hint))
+            else:
+                self._add(event, claims)
+            if len(claims) == before:
                 self.unmatched += 1
                 log.debug("no function wants %r", event, extra={"action": "event.unmatched"})
         if len(claims) > len(events):
@@ -106,82 +98,61 @@ class Intake:
 
     def _plan(self, source: str, subject: str, found: Sequence[tuple[Lane, Trigger]]) -> None:
         """Keep who gets events of this subject, if that depends on nothing else."""
-        if source in self.queueing or source in self._by_content:
+        if source in self.queueing or any(self._contents.at(source, subject)):
             return
-        plan: dict[str, Found] = {}
+        plan: dict[str, tuple[str, Found, Callable[[Event], bool] | None]] = {}
         for lane, trigger in found:
-            function = lane.function
-            if type(trigger).accepts is not Trigger.accepts or function.where is not None or function.ordered:
-                return
             captures = trigger.captures(subject)
-            if captures is not None:
-                plan.setdefault(lane.name, (trigger, captures))
+            if captures is None:
+                continue
+            accepts = None if type(trigger).accepts is Trigger.accepts else trigger.accepts
+            if lane.function.ordered or (lane.name in plan and (accepts or plan[lane.name][2])):
+                return
+            plan.setdefault(lane.name, (lane.name, (trigger, captures), accepts))
         if not plan:
             return
         plans = self._plans.setdefault(source, {})
         if len(plans) >= _PLANS:
             plans.clear()  # bounded: subjects come from outside
-        plans[subject] = tuple(plan.items())
+        plans[subject] = tuple(plan.values())
 
-    def _add(self, event: Event, entries: list[Claim]) -> bool:
-        """Add an entry for each that wants the event; whether there is one."""
+    def _add(self, event: Event, entries: list[Claim]) -> None:
+        """Add an entry for each that wants the event."""
         before = len(entries)
-        found: Sequence[tuple[Lane, Trigger]] = ()
         if event.source in self.queueing:
             entries.append(self.queued(event))
         else:
             index = self._indexes.get(event.source)
             found = index.find(event.subject) if index is not None else ()
             self._plan(event.source, event.subject, found)
-            if event.source in self._by_content:
-                found = (*found, *self._find_by_content(event))
-        for lane, trigger in found:
-            captures = trigger.matches(event)
-            if captures is None:
-                continue
-            function = lane.function
-            if function.where is not None and not self._let_in(lane, trigger, event):
-                continue
-            name = lane.name
-            # Two triggers of one function that both match are still one event for it.
-            if len(entries) == before or all(entry.function != name for entry in entries[before:]):
-                key = function.order_key(event, trigger, captures) if function.ordered else None
-                entries.append(Claim(name, event, (trigger, captures), key))
+            for lane, trigger, captures in self._wanting(event, found):
+                # Two triggers of one function that both match are still one event for it.
+                name, function = lane.name, lane.function
+                if len(entries) == before or all(entry.function != name for entry in entries[before:]):
+                    key = function.order_key(event, trigger, captures) if function.ordered else None
+                    entries.append(Claim(name, event, (trigger, captures), key))
         if event.attributes is not NOTHING and ATTRIBUTE in event.attributes:
             self._look_closer(entries[before:])
-        return len(entries) > before
 
-    def _find_by_content(self, event: Event) -> Iterator[tuple[Lane, Trigger]]:
-        views: dict[Callable[[Event], Any], dict[str, Any] | None] = {}
-        for group in self._by_content[event.source].find(event.subject):
-            if group.view not in views:
-                views[group.view] = viewed(group.view, event)
-            seen = views[group.view]
-            if seen is not None:
-                yield from group.rules.find(seen)
+    def _wanting(self, event: Event, found: Sequence[tuple[Lane, Trigger]]) -> Iterator[tuple[Lane, Trigger, Mapping[str, str]]]:
+        for lane, trigger in found:
+            captures = trigger.matches(event)
+            if captures is not None:
+                yield lane, trigger, captures
+        yield from self._contents.find(event)
 
     def wants(self, binding: Binding, event: Event) -> bool:
         """See `Router.wants`."""
-        if self._let_in(self.lanes[binding.function.name], binding.trigger, event):
+        if binding.function.lets_in(binding.trigger, event):
             return True
+        filter_out(self.lanes[binding.function.name], event)
         self.unmatched += 1
         return False
 
-    def _let_in(self, lane: Lane, trigger: Trigger, event: Event) -> bool:
-        if lane.function.lets_in(trigger, event):
-            return True
-        self.filter_out(lane, event)
-        return False
-
-    @staticmethod
-    def filter_out(lane: Lane, event: Event) -> None:
-        lane.filtered += 1
-        log.debug("%s does not want %r", lane.name, event, extra={"action": "event.filtered", "function": lane.name})
-
-    def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]:
+    def deliver_to(self, binding: Binding, event: Event, captures: Mapping[str, str] | None = None) -> asyncio.Future[int]:
         if not self.wants(binding, event):
             return self._accept([])
-        return self.accept_for(binding.function.name, binding.trigger, event)
+        return self.accept_for(binding.function.name, binding.trigger, event, captures)
 
     def accept_for(
         self, name: str, trigger: Trigger | None, event: Event, captures: Mapping[str, str] | None = None
@@ -208,6 +179,8 @@ class Intake:
     def lineage(self) -> Lineage | None:
         """What an event inherits that is brought about here; None outside of handlers."""
         of = cause.get()
+        if isinstance(of, tuple):
+            return extend(of[0], (of[1],))
         return self.lineage_after(of) if isinstance(of, Claim) else of
 
     def lineage_after(self, claim: Claim) -> Lineage:
@@ -246,11 +219,8 @@ class Intake:
         name = f"{source}:{subject}"
         if name not in self.queues:
             self.queues[name] = None
-            index, by_content = self._indexes.get(source), self._by_content.get(source)
-            found = index.find(subject) if index is not None else ()
-            if by_content is not None:
-                found = (*found, *(member for group in by_content.find(subject) for member in group.members))
-            for of, trigger in found:
+            index = self._indexes.get(source)
+            for of, trigger in (*(index.find(subject) if index is not None else ()), *self._contents.at(source, subject)):
                 if trigger.captures(subject) is None:
                     continue
                 lane = Lane(name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger)
@@ -303,32 +273,25 @@ class Intake:
         entries: list[Claim] = []
         if to.scheme == "lambda":
             entries.append(Claim(to.name, event))
-        elif not self._add(event, entries):
+        else:
+            self._add(event, entries)
+        if not entries:
             log.warning("nobody takes what is sent to %s; the dead letter itself stays", target, extra={"action": "destination.unheard"})
         return entries
 
-    @staticmethod
-    def rebind(lane: Lane, event: Event) -> Found | None:
+    def rebind(self, lane: Lane, event: Event) -> Found | None:
         """Which of the lane's triggers an event is for, and its captures, when the journal has forgotten; None: none any more."""
         if event.source == "invoke":
             return None, event.attributes.get("parameters", NOTHING)
+        for name, found, accepts in self._plans.get(event.source, _NO_PLANS).get(event.subject, ()):
+            if name == lane.name and (accepts is None or accepts(event)):
+                return found
         for trigger in lane.triggers:
             if trigger.source == event.source:
                 captures = trigger.matches(event) if trigger.content_pattern is None else trigger.wants(event)
                 if captures is not None:
                     return trigger, captures
         return None
-
-
-class _ByContent:
-    """Triggers whose patterns are held against the same view of an event."""
-
-    __slots__ = ("members", "rules", "view")
-
-    def __init__(self, view: Callable[[Event], Any]) -> None:
-        self.view = view
-        self.members: list[tuple[Lane, Trigger]] = []
-        self.rules: Rules[tuple[Lane, Trigger]] = Rules()
 
 
 def _queue_policy(policy: Policy, queue: Queue) -> Policy:

@@ -15,6 +15,15 @@ Found = tuple[Trigger | None, Mapping[str, str]]  # which of a function's trigge
 _BATCH_BYTES = 6 * 1024 * 1024  # of one batch's events together, as in Lambda
 
 
+class Tally:
+    """Of events; lanes share one where each must not be touched for every event."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Lane:
     """name: the journal's for its claims. policy: the function's, or for a queue's lane what the queue makes of it.
 
@@ -24,7 +33,8 @@ class Lane:
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
     told: when there was a notice of its throttles, untold: how many there had been.
     The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled);
-    filtered counts events that `where` kept out.
+    refused: events that `where` kept out. came, let_in: where many functions are asked at once, what came to where its triggers stand, and
+    what of it `where` let in.
     """
 
     __slots__ = (
@@ -32,18 +42,20 @@ class Lane:
         "_chains",
         "accepted",
         "active",
+        "came",
         "dead",
         "expiry",
         "failed",
-        "filtered",
         "filters",
         "forgets",
         "function",
+        "let_in",
         "name",
         "plain",
         "policy",
         "pool",
         "queue",
+        "refused",
         "ripe",
         "ripening",
         "starting",
@@ -79,11 +91,17 @@ class Lane:
         self.ripening: Timer | None = None
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
-        self.filtered = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
+        self.came: list[Tally] = []
+        self.refused = self.let_in = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
         self.told, self.untold = float("-inf"), 0
         self.queue: deque[Claim] = deque()
         self._chained = 0
         self._chains: dict[str, deque[Claim]] = {}  # of each key that is queued or runs: what comes after it
+
+    @property
+    def filtered(self) -> int:
+        """How many events `where` kept out."""
+        return self.refused + sum(place.count for place in self.came) - self.let_in
 
     @property
     def ready(self) -> bool:

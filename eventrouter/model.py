@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import itertools
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -163,6 +163,27 @@ _unpack = msgspec.msgpack.Decoder(list[Event]).decode
 _unpack_old = msgspec.msgpack.Decoder(list[tuple[str, bool, str, str, str, float | None, str, dict[str, Any], bytes]]).decode
 
 
+def pack_many(events: Sequence[Event]) -> bytes:
+    """Up to 65,535 events, one behind the other, as bytes that `unpack_many` reads."""
+    packed = _pack(
+        [
+            (
+                event.source,
+                event.type,
+                event.subject,
+                event.data,
+                event.content_type,
+                event.id,
+                event.time,
+                event.attributes if type(event.attributes) is dict else dict(event.attributes),
+                event.natural and not event.id.startswith(_prefix),
+            )
+            for event in events
+        ]
+    )
+    return packed[1 if len(events) < 16 else 3 :]  # without MessagePack's head of an array
+
+
 def unpack_many(packed: bytes, count: int) -> list[Event]:
     """`count` events (up to 65,535) that were packed, one behind the other. Raises msgspec.DecodeError."""
     array = b"\xdc" + count.to_bytes(2, "big") + packed  # MessagePack's head of an array
@@ -183,6 +204,16 @@ class Wild(Enum):
     REST = "any segments, none included"
 
 
+class Part(NamedTuple):
+    """A segment that begins and ends so, `log-{day}.csv`; with `rest` all that is left of the subject, however many segments."""
+
+    begins: str
+    ends: str
+    rest: bool = False
+
+
+Segment = str | Wild | Part
+
 Mode = Literal["event", "request"]
 
 
@@ -192,17 +223,20 @@ class Trigger:
     source: the plugin's name; events with that `source` are offered to it.
     mode: "event" is journalled, acknowledged, then run; "request" has a caller waiting for the answer.
     path: where the trigger stands in the router's index over `event.subject` split at "/": literal
-        segments, `Wild.ONE`, `Wild.REST`. It may let too much through; `captures` and `accepts` have the last word.
+        segments, `Wild.ONE`, `Wild.REST`, `Part`. It may let too much through; `captures` and `accepts` have the last word.
     names: the named wildcards that `captures` gives, in order.
     content_pattern: what `view(event)` must match besides; the router holds events against the patterns of
         many triggers at once. What doesn't match in a queue is deleted.
+    same: what tells it from others of its class: those with the same match the same events, capture the same and make the same
+        `aws_event`, so that the router holds an event against the `where` of all their functions at once; None: there are none.
     """
 
     source: ClassVar[str]
     mode: Mode = "event"
-    path: tuple[str | Wild, ...] = (Wild.REST,)
+    path: tuple[Segment, ...] = (Wild.REST,)
     names: tuple[str, ...] = ()
     content_pattern: Pattern | None = None
+    same: Hashable = None
 
     def captures(self, subject: str) -> Mapping[str, str] | None:
         """The captured wildcards when this trigger may want what is about `subject`, else None. The router keeps the answer."""

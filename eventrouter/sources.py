@@ -69,7 +69,7 @@ class Intake(Protocol):
 
     def deliver(self, events: Sequence[Event]) -> asyncio.Future[int]: ...
 
-    def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]: ...
+    def deliver_to(self, binding: Binding, event: Event, captures: Mapping[str, str] | None) -> asyncio.Future[int]: ...
 
     def wants(self, binding: Binding, event: Event) -> bool: ...
 
@@ -137,9 +137,12 @@ class Router:
         """
         return self._intake.deliver(events)
 
-    def deliver_to(self, binding: Binding, event: Event) -> asyncio.Future[int]:
-        """As `deliver`, for a source that has picked the function itself. Check the payload first."""
-        return self._intake.deliver_to(binding, event)
+    def deliver_to(self, binding: Binding, event: Event, captures: Mapping[str, str] | None = None) -> asyncio.Future[int]:
+        """As `deliver`, for a source that has picked the function itself. Check the payload first.
+
+        captures: what the trigger's wildcards stand for; None: it is asked.
+        """
+        return self._intake.deliver_to(binding, event, captures)
 
     def wants(self, binding: Binding, event: Event) -> bool:
         """Whether the function's `where` lets an event through. A source that picks functions itself asks before `request`."""
@@ -371,8 +374,10 @@ class Supervisor:
             source.router._health = self
 
     async def start(self) -> None:
-        for source in self.sources.values():
-            await source.start()
+        # All to their end, whatever becomes of the others: nothing half started is left behind, and `close` finds the rest.
+        for result in await asyncio.gather(*(source.start() for source in self.sources.values()), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
         if not self.sources:
             self.ready.set()
         self._tasks = [asyncio.create_task(self._keep(source), name=f"source {source.name}") for source in self.sources.values()]

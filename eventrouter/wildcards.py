@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from eventrouter.errors import ConfigError
-from eventrouter.model import Wild
+from eventrouter.model import Part, Segment, Wild
 
 _PART = re.compile(r"\{(\w+)(\+?)\}")
 
@@ -22,15 +22,17 @@ class Wildcards:
     def __init__(self, text: str, what: str) -> None:
         self.text = text
         self.names = tuple(match[1] for match in _PART.finditer(text))
-        path: list[str | Wild] = []
+        path: list[Segment] = []
         for segment in text.split("/"):
-            if segment == (literal := _PART.sub("", segment)):
-                path.append(segment)
+            literal, found = _PART.sub("", segment), list(_PART.finditer(segment))
+            if found:
+                part = Part(segment[: found[0].start()], segment[found[-1].end() :], rest="+}" in segment)
+                path.append(part if part.begins or part.ends else Wild.REST if part.rest else Wild.ONE)
             else:
-                path.append(Wild.REST if "+}" in segment else Wild.ONE)
+                path.append(segment)
             if "{" in literal or "}" in literal:
                 raise ConfigError(f"{what} {text!r}: a wildcard is written {{name}}, or {{name+}} for the rest; see {segment!r}")
-        if Wild.REST in path[:-1]:
+        if any("+}" in segment for segment in text.split("/")[:-1]):
             raise ConfigError(f"{what} {text!r}: {{name+}} takes the rest, so nothing can follow it")
         for name in self.names:
             if self.names.count(name) > 1 or not name.isidentifier():
@@ -45,5 +47,7 @@ class Wildcards:
 
     def match(self, subject: str) -> dict[str, str] | None:
         """What the wildcards stand for in `subject`; None when it does not match."""
+        if not self.names:
+            return {} if subject == self.text else None
         found = self._match(subject)
         return None if found is None else found.groupdict()

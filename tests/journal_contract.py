@@ -29,8 +29,8 @@ def entries(function: str, *numbers: int) -> list[Claim]:
     return [Claim(function, event(n), hint=n) for n in numbers]
 
 
-def keyed(key: str, *numbers: int) -> list[Claim]:
-    return [Claim("f", event(n), key=key) for n in numbers]
+def keyed(key: str, *numbers: int, of: str = "f") -> list[Claim]:
+    return [Claim(of, event(n), key=key) for n in numbers]
 
 
 def numbers(claims: Sequence[Claim | Letter]) -> list[int]:
@@ -563,12 +563,12 @@ class JournalContract:
         assert numbers(await self.claims(journal, 2)) == [1, 4]
 
     async def receive(self, journal: Journal, count: int, wait: float = 0, hide: float = 30) -> list[Received]:
-        received, spent = await journal.receive("f", count, hide, 5, wait=wait)
+        received, spent = await journal.receive("sqs:f", count, hide, 5, wait=wait)
         assert spent == []
         return received
 
     async def test_of_a_key_one_batch_is_held_at_a_time(self, journal: Journal, clock: ManualClock) -> None:
-        await journal.accept([*keyed("a", 1, 2, 3), *keyed("b", 4), *keyed("a", 5)])
+        await journal.accept([*keyed("a", 1, 2, 3, of="sqs:f"), *keyed("b", 4, of="sqs:f"), *keyed("a", 5, of="sqs:f")])
         held = await self.receive(journal, 3)
         assert [int(it.event.data) for it in held] == [1, 2, 3]
         assert [int(it.event.data) for it in await self.receive(journal, 9)] == [4]
@@ -585,7 +585,7 @@ class JournalContract:
         assert not await journal.remove(again[1].id, 1)
 
     async def test_what_is_received_behind_another_waits_for_its_own_time(self, journal: Journal, clock: ManualClock) -> None:
-        await journal.accept(keyed("a", 1, 2, 3))
+        await journal.accept(keyed("a", 1, 2, 3, of="sqs:f"))
         first, _ = await self.receive(journal, 2)
         assert await journal.remove(first.id, 1)
         assert await self.receive(journal, 9) == [], "the second is held, and the third behind it"
@@ -607,9 +607,9 @@ class JournalContract:
         async def accept(*made: Claim) -> None:
             await journal.accept(made)
 
-        assert await waits(lambda: accept(*entries("f", 1))) == [1]
+        assert await waits(lambda: accept(*entries("sqs:f", 1))) == [1]
         assert await waits(lambda: clock.advance(5.1)) == [1], "seen again"
-        await accept(Claim("f", event(2), delay=3))
+        await accept(Claim("sqs:f", event(2), delay=3))
         assert await waits(lambda: clock.advance(3.1)) == [2], "its delay is over"
         clock.advance(5)
         (one, two) = await self.receive(journal, 9)
@@ -617,12 +617,12 @@ class JournalContract:
         journal.want("g", 1)
         await accept(*entries("g", 3))
         (claim,) = await self.claims(journal, 1)
-        assert await waits(lambda: journal.settle(claim, DEAD, entries("f", 4))) == [4], "a copy"
+        assert await waits(lambda: journal.settle(claim, DEAD, entries("sqs:f", 4))) == [4], "a copy"
         (letter,) = await journal.dead(LetterQuery())
         await journal.purge([letter.id])
-        await accept(*keyed("a", 5))
+        await accept(*keyed("a", 5, of="sqs:f"))
         (five,) = await self.receive(journal, 1)
-        await accept(*keyed("a", 6))
+        await accept(*keyed("a", 6, of="sqs:f"))
         assert await waits(lambda: journal.remove(five.id, 1)) == [6], "the next of its key"
         assert await journal.remove(one.id, one.receives)
 
@@ -646,45 +646,47 @@ class JournalContract:
             await waiting
 
     async def test_what_nobody_holds_and_is_too_old_is_a_claim(self, journal: Journal, clock: ManualClock) -> None:
-        await journal.accept([*entries("f", 1, 2), Claim("f", event(3), delay=500)])
+        await journal.accept([*entries("sqs:f", 1, 2), Claim("sqs:f", event(3), delay=500)])
         (held,) = await self.receive(journal, 1, hide=1000)
         clock.advance(100)
-        await journal.accept(entries("f", 4))
-        assert await journal.expired("f", 100, 9) == []
+        await journal.accept(entries("sqs:f", 4))
+        assert await journal.expired("sqs:f", 100, 9) == []
         clock.advance(1)
-        (claim,) = await journal.expired("f", 100, 9)
+        (claim,) = await journal.expired("sqs:f", 100, 9)
         assert numbers([claim]) == [2]
-        assert await journal.expired("f", 100, 9) == []
+        assert await journal.expired("sqs:f", 100, 9) == []
         journal.settle(claim, DEAD)
         clock.advance(899)
-        assert sorted(numbers(await journal.expired("f", 100, 9))) == [1, 3, 4]
+        assert sorted(numbers(await journal.expired("sqs:f", 100, 9))) == [1, 3, 4]
         assert not await journal.remove(held.id, 1)
 
     async def test_a_queue_is_cleared_of_all_that_waits(self, journal: Journal, clock: ManualClock) -> None:
-        await self.bury(journal, "f", 0)
-        await journal.accept([*entries("f", 1, 2), *keyed("a", 3, 4, 5), Claim("f", event(6), delay=5), *entries("g", 7)])
+        await self.bury(journal, "sqs:f", 0)
+        await journal.accept(
+            [*entries("sqs:f", 1, 2), *keyed("a", 3, 4, 5, of="sqs:f"), Claim("sqs:f", event(6), delay=5), *entries("g", 7)]
+        )
         await self.receive(journal, 1)
-        journal.want("f", 2)
+        journal.want("sqs:f", 2)
         running = await self.claims(journal, 2)
-        assert await journal.clear("f") == 4 + (len(running) == 1)
-        assert await journal.clear("f") == 0
+        assert await journal.clear("sqs:f") == 4 + (len(running) == 1)
+        assert await journal.clear("sqs:f") == 0
         for claim in running:
             journal.settle(claim, DONE)
         await journal.flush()
         assert await journal.depth() == {
-            "f": {"waiting": 0, "running": 0, "dead": 1},
+            "sqs:f": {"waiting": 0, "running": 0, "dead": 1},
             "g": {"waiting": 1, "running": 0, "dead": 0},
         }
 
     async def test_the_depth_of_a_queue(self, journal: Journal, clock: ManualClock) -> None:
-        assert await journal.queue_depth("f") == QueueDepth()
-        await journal.accept([*entries("f", 1, 2, 3), *keyed("a", 4, 5), Claim("f", event(6), delay=5)])
+        assert await journal.queue_depth("sqs:f") == QueueDepth()
+        await journal.accept([*entries("sqs:f", 1, 2, 3), *keyed("a", 4, 5, of="sqs:f"), Claim("sqs:f", event(6), delay=5)])
         await self.receive(journal, 1)
-        journal.want("f", 1)
+        journal.want("sqs:f", 1)
         await self.claims(journal, 1)
-        assert await journal.queue_depth("f") == QueueDepth(available=3, held=2, delayed=1)
+        assert await journal.queue_depth("sqs:f") == QueueDepth(available=3, held=2, delayed=1)
         clock.advance(31)
-        assert await journal.queue_depth("f") == QueueDepth(available=5, held=1, delayed=0)
+        assert await journal.queue_depth("sqs:f") == QueueDepth(available=5, held=1, delayed=0)
 
     # Questions
 

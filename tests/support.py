@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import apsw
 import msgspec
 
 from eventrouter import App, Event, Plugin, Source, Trigger, Wild, new_id
 from eventrouter.clock import Clock, ManualClock
 from eventrouter.config import load_config
+from eventrouter.model import unpack_many
 from eventrouter.plugins import Plugins
 
 
@@ -25,6 +27,7 @@ class LocalTrigger(Trigger):
     def __init__(self, pattern: str, mode: str = "event") -> None:
         self.pattern = pattern
         self.mode = mode  # type: ignore[assignment]
+        self.same = pattern, mode
         self._parts = pattern.split("/")
         self.path = tuple(Wild.ONE if part.startswith("{") else part for part in self._parts)
         self.names = tuple(part[1:-1] for part in self._parts if part.startswith("{"))
@@ -96,6 +99,15 @@ def make_app(
 async def running(folder: Path, *functions: Callable[..., Any], clock: Clock | None = None, toml: str = "") -> AsyncIterator[App]:
     async with make_app(folder, *functions, clock=clock, toml=toml) as app:
         yield app
+
+
+def in_segments(reader: apsw.Connection) -> Iterator[tuple[int, float, str, Event]]:
+    """Of each event in a journal's segments that is not done: its number, when it was accepted, whose it is."""
+    found = reader.execute("SELECT seq, accepted, function, count, events, done FROM segment LEFT JOIN progress USING (seq) ORDER BY seq")
+    for first, accepted, function, count, packed, done in found:
+        for place, event in enumerate(unpack_many(packed, count)):
+            if done is None or not done[place]:
+                yield first + place, accepted, function, event
 
 
 def put(app: App, subject: str, data: Any = None, id: str | None = None) -> asyncio.Future[int]:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import benchmarks.__main__
-from benchmarks import report
+from benchmarks import report, stages
 from benchmarks.__main__ import NAMES
 from benchmarks.harness import Result, compare, once
 from benchmarks.measure import Measured, Watch, fresh
@@ -30,6 +30,8 @@ TINY = {
     "start": {"SETTLE": 0},
     "backlog": {"COUNT": 128, "FEW": 128, "MANY": 256, "BESIDE_RATE": 100, "BESIDE_SECONDS": 1},
     "patterns": {"EVENTS": 2, "SIZES": (10,)},
+    "routes": {"EVENTS": 16, "MANY": 20},
+    "fanout": {"COUNT": 640},
 }
 
 
@@ -200,3 +202,13 @@ def test_this_repository_s_page_has_the_places() -> None:
     for name in ("figures", "peers", "machine"):
         assert f"<!-- {name}: generated -->" in text
         assert f"<!-- {name}: end -->" in text
+
+
+def test_the_stages_of_an_event_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "BATCHES", 20)
+    (table,) = stages.run(5)
+    assert [line.split("|")[1].strip() for line in table.line().splitlines()[2:]] == [*(name for name, _ in stages.STAGES), "all"]
+    assert table.memory["journal"] == 0
+    assert table.disk["journal"] > 0
+    assert msgspec.json.decode(msgspec.json.encode(table), type=stages.Table) == table

@@ -103,7 +103,7 @@ async def test_failures_are_retried_by_policy_then_dead_then_redriven(tmp_path: 
         assert (letter.error_type, letter.error_message) == ("ValueError", "bad 5")
         assert (letter.event.subject, letter.event.json()) == ("a", 5)
         broken = False
-        assert await app.engine.redrive([letter.id]) == 1
+        assert await app.engine.by_hand.redrive([letter.id]) == 1
         await until(lambda: attempts == [1, 2, 3, 1])
         assert await letters(app) == []
         assert await depth(app, "handler") == {}
@@ -118,7 +118,7 @@ async def test_dying_again_makes_a_new_letter(tmp_path: Path) -> None:
         await put(app, "a")
         await until(lambda: app.engine.lanes["handler"].dead == 1)
         (first,) = await letters(app)
-        await app.engine.redrive([first.id])
+        await app.engine.by_hand.redrive([first.id])
         await until(lambda: app.engine.lanes["handler"].dead == 2)
         (second,) = await letters(app)
         assert second.id != first.id
@@ -549,7 +549,7 @@ async def test_work_of_a_function_that_has_gone_ends_as_a_dead_letter(tmp_path: 
         assert (found[0].function, found[0].reason, found[0].error_message) == (
             "gone", "NoSuchFunction", "this app has no function named 'gone'",
         )  # fmt: skip
-        assert await app.engine.redrive([found[0].id]) == 1
+        assert await app.engine.by_hand.redrive([found[0].id]) == 1
         while not (again := await letters(app)):
             await asyncio.sleep(0.005)
         assert again[0].id != found[0].id

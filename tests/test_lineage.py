@@ -159,7 +159,7 @@ async def test_a_loop_ends_after_a_restart_too_and_redrive_begins_a_new_chain(tm
         assert letter.reason == "RecursiveLoop"
     assert runs == []
     async with app_of(tmp_path, a) as app:
-        assert await app.engine.redrive([letter.id]) == 1
+        assert await app.engine.by_hand.redrive([letter.id]) == 1
         (again,) = await letters(app)
         assert again.reason == "RecursiveLoop"
     assert len(runs) == LIMIT

@@ -37,7 +37,7 @@ from eventrouter.journal.sqlite import SqliteJournal, _closed
 from eventrouter.journal.writer import Commit
 from eventrouter.model import Dead, Decision, Done, Release, RetryAt
 from eventrouter.plugins import Plugins
-from support import LOCAL, LocalTrigger, local, make_app
+from support import LOCAL, LocalTrigger, in_segments, local, make_app
 
 T = TypeVar("T")
 DEAD = 2
@@ -72,10 +72,14 @@ def read_rows(path: Path, journal: SqliteJournal | None = None) -> list[Row]:
     """As another process sees them, so that only what is committed counts; of what waits, what the journal knows to run."""
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     found = connection.execute("SELECT seq, state, attempts, due, function, key, event FROM invocation ORDER BY seq").fetchall()
-    connection.close()
     rows = [Row(*row, Event.unpack(packed).json()["n"]) for *row, packed in found]
-    taken = journal._database.taken if journal is not None else ()
-    return [row._replace(state=RUNNING) if row.seq in taken else row for row in rows]
+    taken = set(journal._database.taken) if journal is not None else set()
+    handed = journal._database.segments if journal is not None else {}
+    for seq, accepted, function, event in in_segments(connection):
+        rows.append(Row(seq, WAITING, 0, accepted, function, None, event.json()["n"]))
+        taken |= {seq for segment in handed.values() if segment.seq <= seq < segment.seq + len(segment.done)}
+    connection.close()
+    return [row._replace(state=RUNNING) if row.seq in taken else row for row in sorted(rows)]
 
 
 def check_keys(rows: Sequence[Row]) -> None:
@@ -551,8 +555,9 @@ class RouterMachine(Machine):
 
     # What the engine and the journal tell each other
 
-    def listen(self, journal: SqliteJournal) -> None:
+    def listen(self, journal: SqliteJournal) -> None:  # noqa: C901 - five ears
         accept, settle, started, heard = journal.accept, journal.settle, journal.started, journal._heard
+        finish, make_marker = journal.finish, journal.marker
 
         def hear(commit: Commit) -> None:
             if commit.error is None and (commit.claims or commit.settled or commit.accepts or commit.timers):
@@ -570,15 +575,32 @@ class RouterMachine(Machine):
             return receipt
 
         def settling(claim: Any, decision: Decision, entries: Sequence[Claim] = (), notes: Sequence[Any] = ()) -> None:
-            if journal._running.get(claim.seq) is claim and journal._put is not _closed:
+            if claim.held and journal._put is not _closed:
                 self.settled(claim, decision)
             settle(claim, decision, entries, notes)
+
+        def finishing(claims: Sequence[Claim]) -> None:
+            for claim in claims:
+                if claim.held and journal._put is not _closed:
+                    self.settled(claim, Done())
+            finish(claims)
+
+        def marker() -> Callable[[Claim | None], None]:
+            mark = make_marker()
+
+            def starting(claim: Claim | None) -> None:
+                if claim is not None:
+                    self.starts(claim)
+                mark(claim)
+
+            return starting
 
         def starting(claim: Claim) -> None:
             self.starts(claim)
             started(claim)
 
         journal.accept, journal.settle, journal.started, journal._heard = accepting, settling, starting, hear  # type: ignore[method-assign]
+        journal.finish, journal.marker = finishing, marker  # type: ignore[method-assign]
 
     def receipt(self, receipt: asyncio.Future[list[bool]], entries: Sequence[Claim], first: int) -> None:
         self.ticks += 1
@@ -817,7 +839,7 @@ class RouterMachine(Machine):
             self.open_ |= anew if redrive else {}
             try:
                 ids = [claim_id(row.seq) for row in found]
-                assert await (self.app.engine.redrive(ids) if redrive else self.journal.purge(ids)) == len(ids)
+                assert await (self.app.engine.by_hand.redrive(ids) if redrive else self.journal.purge(ids)) == len(ids)
             except JournalError:
                 for owed in anew if redrive else ():
                     del self.open_[owed]

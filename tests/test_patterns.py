@@ -304,7 +304,7 @@ def test_a_match_is_one_choice_of_fields_that_agree_on_array_elements(pattern: d
     def search(left: Any, chosen: dict[Any, int]) -> bool:
         if not left:
             return True
-        (name, _, leaf), *rest = left
+        (name, leaf), *rest = left
         agreeing = [
             (value, inside) for path, value, inside in fields if path == name and all(chosen.get(a, at) == at for a, at in inside.items())
         ]
@@ -312,7 +312,7 @@ def test_a_match_is_one_choice_of_fields_that_agree_on_array_elements(pattern: d
             return True
         return leaf.absent and not agreeing and search(rest, chosen)
 
-    assert compiled.matches(event) == any(search(fields_of, {}) for fields_of in compiled.combinations)
+    assert compiled.matches(event) == any(search(fields_of.items(), {}) for fields_of in compiled.combinations)
 
 
 def test_a_text_that_is_an_object_is_looked_into_where_asked_for() -> None:

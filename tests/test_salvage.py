@@ -150,6 +150,45 @@ async def test_a_leaf_of_the_table(path: Path, at: int) -> None:
     await works(path)
 
 
+@pytest.mark.parametrize("kind", ["leaf", "overflow"])
+async def test_of_what_is_kept_together_the_rest_stays(tmp_path: Path, kind: str) -> None:
+    path, clock = tmp_path / "journal.db", ManualClock()
+    journal = SqliteJournal(path, clock=clock)
+    await journal.open()
+    for start in range(0, 6400, 64):
+        await journal.accept(entries("f", *range(start, start + 64)))
+    journal.want("f", 100)
+    claims: list[Any] = []
+    while len(claims) < 100:
+        claims += await journal.claims()
+    journal.finish(claims[:70])  # one segment and some of the next
+    await journal.close()
+    before = dump(path)
+    (page,) = usage(path, "segment", kind)[5:6]
+    lost = on_pages(path, [page]) if kind == "leaf" else set()
+    spoil(path, page)
+    found = salvage(path)
+    after = dump(path)
+    gone = [row for row in before["segment"] if row not in after["segment"]]
+    assert {row[0] for row in gone} == lost if kind == "leaf" else len(gone) == 1
+    assert after["progress"] == before["progress"]
+    missing = sum(row[2] for row in gone)
+    # A page that only goes on with a row tells not that it is damaged: its events end as dead letters.
+    left = 6400 - 70 - (missing if kind == "leaf" else 0)
+    assert (found.invocations["waiting"], found.unread) == (left, missing if kind == "leaf" else 0)
+    journal = SqliteJournal(path, clock=clock)
+    await journal.open()
+    journal.want("f", 10_000)
+    claims.clear()
+    while len(claims) < left:
+        claims += await journal.claims()
+    read = [claim for claim in claims if claim.event.source != "journal"]
+    assert len({claim.event.data for claim in read}) == len(read) == 6400 - 70 - missing
+    assert await journal.accept(entries("f", 1)) == [True]
+    assert (await journal.claims())[0].seq > max(row[0] + row[2] for row in before["segment"])
+    await journal.close()
+
+
 @pytest.mark.parametrize("name", ["invocation", "seen", "waiting", "dead", "state", "sqlite_autoindex_seen_1"])
 async def test_an_interior_page_takes_nothing_with_it(path: Path, name: str) -> None:
     before = dump(path)

@@ -8,16 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eventrouter import App, Batch, Event, Trigger, on, patterns
+from eventrouter.contents import Contents, looks_into_events
 from eventrouter.control import Operations, describe_function
 from eventrouter.errors import ConfigError
+from eventrouter.functions import Function, Policy
+from eventrouter.lanes import Lane
+from eventrouter.limits import Pool
+from eventrouter.patterns import rules
 from eventrouter.plugins import Plugins
 from eventrouter_http import eventrouter_plugin as http_plugin
 from eventrouter_sqs import Queue, sqs
 from eventrouter_sqs import eventrouter_plugin as sqs_plugin
 from served import Place
-from support import LOCAL, local, make_app, put, running, until
+from support import LOCAL, LocalTrigger, local, make_app, put, running, until
+from support import event as make_event
 
 HOT = {"Records": {"celsius": [{"numeric": [">", 90]}]}}
 
@@ -57,6 +65,86 @@ async def test_each_function_has_its_own_where(tmp_path: Path) -> None:
         assert [await put(app, "a", {"celsius": celsius}) for celsius in (90, 91)] == [1, 2]
         await until(lambda: sorted(got) == ["every", "every", "hot"])
         assert (await counts(app, "hot"))["unmatched"] == 0
+
+
+WHERES: list[dict[str, Any] | None] = [
+    None,
+    *({"Records": {"n": [n]}} for n in (1, 2)),
+    {"Records": {"n": [{"numeric": [">", 1]}], "kind": [{"prefix": "a"}]}},
+    {"Records": {"kind": [{"anything-but": ["a"]}]}},
+    {"Records": {"kind": [{"exists": False}]}},
+    {"Records": {"inner": {"n": [1]}}},  # a text that is an object
+    {"$or": [{"Records": {"n": [3]}}, {"Records": {"kind": ["ab"]}}]},
+]
+TEXT = st.sampled_from(['{"n": 1}', "{", 1])
+PAYLOADS = st.fixed_dictionaries(
+    {}, optional={"n": st.sampled_from([1, 2, 3, "1"]), "kind": st.sampled_from(["a", "ab", None]), "inner": TEXT}
+)
+
+
+@given(
+    asked=st.lists(st.tuples(st.sampled_from(WHERES), st.lists(st.integers(0, 5), min_size=1, max_size=3)), max_size=12),
+    sent=st.lists(st.tuples(st.sampled_from(["a", "b"]), PAYLOADS | st.just(7)), max_size=5),
+)
+def test_many_asked_at_once_answer_as_one_by_one(asked: list[tuple[Any, list[int]]], sent: list[tuple[str, Any]]) -> None:
+    def trigger(kind: int) -> Trigger:
+        if kind == 5:
+            return Matched({"n": [{"numeric": [">=", 2]}]})
+        made = local(("a", "b", "{x}", "{y}", "{x}")[kind])
+        if kind == 4:
+            made.same = None  # it doesn't say that it is like others
+        return made
+
+    async def handler(payload: Any) -> None: ...
+
+    lanes = []
+    for number, (where, kinds) in enumerate(asked):
+        policy = Policy(name=f"f{number}", where=where)
+        lanes.append(Lane(f"f{number}", Function(handler, [trigger(kind) for kind in kinds], policy), policy, Pool(9), 9))
+    contents = Contents(lanes)
+    filtered = dict.fromkeys((lane.name for lane in lanes), 0)
+    for subject, payload in sent:
+        event = make_event(subject, payload)
+        expected: list[Any] = []
+        for lane in lanes:
+            for each in lane.function.triggers:
+                if (captures := each.wants(event)) is None or not looks_into_events(lane, each):
+                    continue
+                if lane.function.lets_in(each, event):
+                    expected.append((lane.name, id(each), captures))
+                else:
+                    filtered[lane.name] += 1
+        found = [(lane.name, id(trigger), captures) for lane, trigger, captures in contents.find(event)]
+        assert sorted(found, key=str) == sorted(expected, key=str)
+        assert {lane.name: lane.filtered for lane in lanes} == filtered
+
+
+async def test_where_of_many_functions_is_not_asked_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[str] = []
+    handlers = [numbered(f"f{n}", local("a"), got, where={"Records": {"n": [n]}}) for n in range(200)]
+    for place, handler in enumerate(handlers):
+        handler.__name__ = f"h{place}"
+    calls: list[str] = []
+    kind: Any
+    for kind, name in ((rules, "fits"), (LocalTrigger, "captures"), (LocalTrigger, "aws_event")):
+        real = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *a, real=real, **k: calls.append(real.__qualname__) or real(*a, **k))
+    async with running(tmp_path, *handlers) as app:
+        assert await put(app, "a", {"n": 7}) == 1
+        assert sorted(calls) == ["LocalTrigger.aws_event", "LocalTrigger.captures", "fits"]
+        await until(lambda: got == ["f7"])
+        assert (app.engine.lanes["f7"].filtered, app.engine.lanes["f8"].filtered) == (0, 1)
+
+
+async def test_who_does_not_want_an_event_is_told_when_debugging(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    handlers = [numbered(f"f{n}", local("a"), [], where={"Records": {"n": [n]}}) for n in range(3)]
+    for place, handler in enumerate(handlers):
+        handler.__name__ = f"h{place}"
+    caplog.set_level("DEBUG", "eventrouter")
+    async with running(tmp_path, *handlers) as app:
+        await put(app, "a", {"n": 1})
+        said = [record.getMessage().split(" does ")[0] for record in caplog.records if getattr(record, "action", "") == "event.filtered"]
+        assert said == ["f0", "f2"]
 
 
 async def test_data_that_is_not_json_matches_nothing(tmp_path: Path) -> None:
@@ -201,24 +289,24 @@ class Matched(Trigger):
         return event.json()
 
 
-def numbered(name: str, trigger: Trigger, got: list[str]) -> Any:
+def numbered(name: str, trigger: Trigger, got: list[str], **policy: Any) -> Any:
     async def handler(payload: Any) -> None:
         got.append(name)
 
-    return on(trigger, name=name)(handler)
+    return on(trigger, name=name, **policy)(handler)
 
 
 async def test_patterns_of_many_triggers_are_looked_through_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[str] = []
-    tried: list[patterns.Pattern] = []
+    tried: list[Any] = []
     handlers = [numbered(f"f{n}", Matched({"n": [n]}), got) for n in range(200)]
     handlers.append(numbered("all", Matched({"n": [{"exists": True}]}), got))
     handlers.append(numbered("plain", local("a"), got))
     handlers.append(numbered("elsewhere", Matched({"n": [7]}, "b"), got))
     for place, handler in enumerate(handlers):
         handler.__name__ = f"h{place}"
-    matches = patterns.Pattern.matches
-    monkeypatch.setattr(patterns.Pattern, "matches", lambda self, *a, **k: tried.append(self) or matches(self, *a, **k))
+    fits = rules.fits
+    monkeypatch.setattr(rules, "fits", lambda fields, found: tried.append(fields) or fits(fields, found))
     Matched.views = 0
     async with running(tmp_path, *handlers) as app:
         assert await put(app, "a", {"n": 7}) == 3

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from eventrouter import Wild, Wildcards
+from eventrouter import Part, Wild, Wildcards
 from eventrouter.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def test_match(pattern: str, subject: str, captures: dict[str, str] | None) -> N
 def test_path_and_names() -> None:
     wildcards = Wildcards("a/{b}/x{c}/{d+}", "key")
     assert wildcards.names == ("b", "c", "d")
-    assert wildcards.path == ("a", Wild.ONE, Wild.ONE, Wild.REST)
+    assert wildcards.path == ("a", Wild.ONE, Part("x", ""), Wild.REST)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,12 @@ def configure(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> tu
     return plugins, load_config(plugins.by_name, file=config, environ=os.environ, flags=flags)
 
 
+def loaded() -> None:
+    """Collect garbage from here on, but not among what is there now: modules stay, and are most of it."""
+    gc.freeze()
+    gc.enable()
+
+
 class Place:
     """An app and its data folder, as the command's options name them."""
 
@@ -54,7 +61,9 @@ class Place:
         return ask(self.config.data, command, **arguments)
 
     def app(self) -> App:
-        return App(*self._apps, config=self.config, plugins=self.plugins)
+        app = App(*self._apps, config=self.config, plugins=self.plugins)
+        loaded()
+        return app
 
     def ask_or_do(self, command: str, **arguments: Any) -> Any:
         """Ask the running router; without one, open the app here, under the data folder's lock."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from eventrouter.cli.common import columns, configure, place_options
+from eventrouter.cli.common import columns, configure, loaded, place_options
 from eventrouter.clock import SystemClock
 from eventrouter.errors import EventRouterError
 
@@ -84,6 +84,7 @@ async def _serve(app: App, reload_since: float | None) -> bool:
         _print_functions(app)
         await stack.enter_async_context(app)
         await stack.enter_async_context(ControlServer(Operations(app), app.config.data))
+        loaded()
         for source in app.sources.values():
             for line in source.lines():
                 click.echo(line)

@@ -16,9 +16,11 @@ import msgspec
 
 from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
+from eventrouter.journal import segments
 from eventrouter.journal.archive import Archive
 from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Whereabouts, claim_id
 from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, make, readable
+from eventrouter.journal.segments import Segment
 from eventrouter.model import Event, unpack_many
 
 CLOCK_STEP: Final = 1.0  # seconds; a clock that went further than this from the monotonic one was set
@@ -48,12 +50,17 @@ def claimed(
 
 class Batch:
     """Claims that end or go back. done, released, parked: seqs. retries: (state, due, attempts, seq).
+    moved, flat: seq, state, function, accepted, packed event, key of those that leave their segment for a row.
+    touched: segments of which something is done, or moved; ended: how many of their events are.
     letters: (died, attempts, reason, type, message, seq). notes: (key, value, expires). keys: (function, key) of those that had one.
     """
 
-    __slots__ = ("done", "keys", "letters", "notes", "parked", "released", "retries")
+    __slots__ = ("done", "ended", "keys", "letters", "moved", "notes", "parked", "released", "retries", "touched")
 
     def __init__(self) -> None:
+        self.moved: list[Any] = []
+        self.touched: dict[Segment, None] = {}
+        self.ended = 0
         self.done: list[int] = []
         self.retries: list[tuple[int, float, int, int]] = []
         self.released: list[int] = []
@@ -120,7 +127,7 @@ class Database:
     """path: None is in memory. dedupe, history: seconds that seen ids and done rows are kept.
 
     archive: of what was accepted, for so many seconds.
-    live: how many rows wait or run. taken: those without a key that wait by the file, and run.
+    live: how many events wait or run. taken: the rows without a key that wait by the file, and run. segments: those that are handed out.
     """
 
     def __init__(self, path: Path | None, dedupe: float, history: float, archive: float = 0) -> None:
@@ -130,6 +137,7 @@ class Database:
         self.archive = Archive(archive)
         self.live = 0
         self.taken: set[int] = set()
+        self.segments: dict[int, Segment] = {}
         self._put_back: set[int] = set()  # into it, if this transaction fails
         # A key that was seen longer ago counts as new, whether it has been trimmed or not.
         self._sift = _sized(
@@ -200,6 +208,8 @@ class Database:
             self._connection.executemany(
                 "UPDATE invocation SET deaths = deaths + 1 WHERE seq = ? AND state IN (0, 1)", [(seq,) for seq in running]
             )
+            for seq in running:
+                segments.move_out(self, seq, deaths=1)
             # What a dead predecessor was running comes first again, uncharged.
             self._execute("UPDATE invocation SET state = 0, due = accepted WHERE state = 1 AND key IS NULL")
             parked = self._rows(
@@ -207,13 +217,16 @@ class Database:
                 WHERE key IS NOT NULL AND state < 2 AND state = 1 RETURNING function, key"""
             )
             self.promote(dict.fromkeys(parked))
-            newest = self._execute("SELECT accepted FROM invocation ORDER BY seq DESC LIMIT 1").get
+            newest = self._execute(
+                """SELECT max(accepted) FROM (SELECT * FROM (SELECT accepted FROM invocation ORDER BY seq DESC LIMIT 1)
+                UNION ALL SELECT * FROM (SELECT accepted FROM segment ORDER BY seq DESC LIMIT 1))"""
+            ).get
             if newest is not None and newest > now + CLOCK_STEP:
                 self._set_back(now)
             first: int = max(self._execute("SELECT next FROM numbering").get, int(now * 1e6), 1)
             # Reserved before use: no id comes twice, whatever was deleted, crashed, or done to the clock.
             self._execute("UPDATE numbering SET next = ?", (first + _RESERVE,))
-        self.live = sum(self._waiting().values())
+        self.live = sum(self._waiting().values()) + segments.waiting(self).total()
         return first
 
     def _set_back(self, now: float) -> None:
@@ -222,11 +235,13 @@ class Database:
             "UPDATE invocation SET due = ?1 + max(0.0, due - accepted), accepted = ?1 WHERE accepted > ?1 AND state < 2",
             (now,),
         )
+        self._execute("UPDATE segment SET accepted = ?1 WHERE accepted > ?1", (now,))
         self._execute("UPDATE seen SET at = ?1 WHERE at > ?1", (now,))
 
     def shift(self, seconds: float) -> None:
         """The clock was set by so much: what waits is neither older nor due sooner for it."""
         self._execute("UPDATE invocation SET accepted = accepted + ?1, due = due + ?1 WHERE state < 2", (seconds,))
+        self._execute("UPDATE segment SET accepted = accepted + ?", (seconds,))
         self._execute("UPDATE seen SET at = at + ?", (seconds,))
         self._execute("UPDATE state SET expires = expires + ? WHERE expires IS NOT NULL", (seconds,))
 
@@ -284,6 +299,11 @@ class Database:
 
     def settle(self, batch: Batch, now: float) -> list[str]:
         """Returns the functions of which a row that was parked waits now."""
+        if batch.moved:
+            self._run(_INSERT, 6, batch.moved)
+        if batch.touched:
+            segments.progress(self, batch.touched)
+            self.live -= batch.ended
         if self.taken:
             for seqs in (batch.done, batch.released, [row[-1] for row in batch.retries], [row[-1] for row in batch.letters]):
                 self._put_back |= self.taken.intersection(seqs)
@@ -426,7 +446,7 @@ class Database:
             return None
         try:
             events = unpack_many(packed, count)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         self.taken.update(seqs)
         size //= count
@@ -475,7 +495,7 @@ class Database:
         return self._connection.total_changes() - before
 
     def find_one(self, seq: int, now: float) -> list[Whereabouts]:
-        return self._whereabouts(self._rows(_FIND + "seq = ?", (seq,)), now)
+        return self._whereabouts(self._rows(_FIND + "seq = ?", (seq,)), now) or segments.find_one(self, seq)
 
     def find_event(self, event_id: str, after: int, now: float) -> tuple[list[Whereabouts], int | None]:
         """The next slice of rows past `after`, and where it ended; None: that was the last."""
@@ -495,7 +515,7 @@ class Database:
 
     def depth(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many of each function are waiting, and dead."""
-        waiting = Counter(self._waiting())
+        waiting = Counter(self._waiting()) + segments.waiting(self)
         for seq in self.taken:
             waiting[self._execute("SELECT function FROM invocation WHERE seq = ?", (seq,)).get] -= 1
         dead = "SELECT function, count(*) FROM invocation INDEXED BY dead WHERE state = 2 GROUP BY function"

@@ -54,6 +54,11 @@ class Claim(msgspec.Struct, eq=False, gc=False):
         return claim_id(self.seq)
 
 
+def is_queue(function: str) -> bool:
+    """Whether it is a queue's name, such as `sqs:jobs`; no function has one with a colon."""
+    return ":" in function
+
+
 def claim_id(seq: int) -> str:
     """Of the shape of a version 4 UUID, as AWS's request ids are; `claim_seq` reads it."""
     return f"00000000-0000-4000-8{seq >> 48:03x}-{seq & 0xFFFF_FFFF_FFFF:012x}"

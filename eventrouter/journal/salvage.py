@@ -16,7 +16,7 @@ import msgspec
 
 from eventrouter.errors import JournalError
 from eventrouter.journal.pages import INDEX, TABLE, Cell, Damaged, Pages
-from eventrouter.journal.schema import APPLICATION, STATES, VERSION, make
+from eventrouter.journal.schema import APPLICATION, STATES, VERSION, WAITING, make
 
 _BATCH: Final = 1000  # rows
 _TYPES: Final = {"INTEGER": int, "REAL": int | float, "TEXT": str, "BLOB": bytes}  # SQLite keeps a REAL of 2.0 as 2
@@ -180,7 +180,8 @@ class _Reader:
             self._tables = {name: _Table(connection, name, kinds[name]) for kind, name, *_ in schema if kind == "table"}
         self._roots = {name: root for kind, name, _, root, _ in schema if kind == "table"}
         self._indexes = [root for kind, _, table, root, _ in schema if kind == "index" and table == "invocation"]
-        self._other_indexes = [root for kind, _, table, root, _ in schema if kind == "index" and table != "invocation"]
+        self._segments = [root for kind, _, table, root, _ in schema if kind == "index" and table == "segment"]
+        self._other_indexes = [root for kind, _, table, root, _ in schema if kind == "index" and table not in ("invocation", "segment")]
 
     def copy_to(self, new: Path) -> Salvage:
         with closing(apsw.Connection(str(new))) as connection:
@@ -206,10 +207,12 @@ class _Reader:
         torn = self._torn
         named: set[int] = set()
         misread: list[Cell] = []
-        for root in (*self._indexes, *self._other_indexes):
+        for root in (*self._indexes, *self._segments, *self._other_indexes):
             for cell in self._tree(root, INDEX):
                 if root in self._indexes and isinstance(cell.record[-1], int):
                     named.add(cell.record[-1])
+                elif root in self._segments and isinstance(cell.record[1], int) and isinstance(cell.record[2], int):
+                    named.update(range(cell.record[1], cell.record[1] + cell.record[2]))  # those of its events
                 elif self._mended:
                     misread.append(cell)
         for table in self._tables.values():
@@ -293,7 +296,8 @@ class _Reader:
         """No number may be given twice, were it that of what is lost."""
         last = (
             connection.execute(
-                "SELECT max(seq) FROM (SELECT seq FROM invocation UNION ALL SELECT seq FROM seen UNION ALL SELECT seq FROM archive)"
+                """SELECT max(seq) FROM (SELECT seq FROM invocation UNION ALL SELECT seq + count FROM segment
+                UNION ALL SELECT seq FROM seen UNION ALL SELECT seq FROM archive)"""
             ).get
             or 0
         )
@@ -304,12 +308,17 @@ class _Reader:
 
     def _report(self, connection: apsw.Connection, named: set[int]) -> Salvage:
         states = dict(connection.execute("SELECT state, count(*) FROM invocation GROUP BY state"))
+        # Of those in segments that are done alone the wait is over.
+        for count, done in connection.execute("SELECT count, done FROM segment LEFT JOIN progress USING (seq)"):
+            states[WAITING] = states.get(WAITING, 0) + count - sum(done or b"")
         others = {
             name: connection.execute(f"SELECT count(*) FROM {name}").get  # noqa: S608
             for name in self._tables
-            if name not in ("invocation", "numbering")
+            if name not in ("invocation", "numbering", "segment", "progress")
         }
         read = {seq for (seq,) in connection.execute("SELECT seq FROM invocation")}
+        for seq, count in connection.execute("SELECT seq, count FROM segment"):
+            read.update(range(seq, seq + count))
         return Salvage(
             {name: sum(count for state, count in states.items() if STATES[state] == name) for name in STATES},
             others, self._pages.count, sorted(self._damaged), len(named - read), Path(),

@@ -16,12 +16,13 @@ DONE: Final = 3
 STATES: Final = ("waiting", "running", "dead", "done", "waiting")  # 2 is a dead letter; -1 is the last
 
 APPLICATION: Final = 0x45565254  # "EVRT", in the file's header
-VERSION: Final = 4
+VERSION: Final = 5
 
 # In SQL the states are bare figures, as partial indexes are only used for those.
 # Rows of the memory window (state 1) are in no index: what runs at once costs one insert and one delete.
 # Rows that were taken from the file to run stay as they are (0), and are known in memory: the page of each would else be written
 # twice. Of the live rows of one key only the first waits (0), or the first few run (1); the rest is parked (-1).
+# What has no key, delay or note waits and runs in segments; progress is apart, as they are long, and SQLite writes rows anew as a whole.
 # `seen` outlives the rows; its order by seq is the order of age in which it is trimmed.
 SCHEMA: Final = """
 CREATE TABLE invocation (
@@ -39,6 +40,10 @@ CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL, expires REAL) STR
 CREATE INDEX expiring ON state (expires) WHERE expires IS NOT NULL;
 CREATE TABLE archive (seq INTEGER PRIMARY KEY, at REAL NOT NULL, function TEXT NOT NULL, event BLOB NOT NULL) STRICT;
 CREATE INDEX archived ON archive (function, at);
+CREATE TABLE segment (
+    seq INTEGER PRIMARY KEY, function TEXT NOT NULL, count INTEGER NOT NULL, accepted REAL NOT NULL, events BLOB NOT NULL) STRICT;
+CREATE INDEX segments ON segment (function, seq, count);
+CREATE TABLE progress (seq INTEGER PRIMARY KEY, done BLOB NOT NULL) STRICT;
 CREATE TABLE numbering (next INTEGER NOT NULL) STRICT;
 INSERT INTO numbering VALUES (0);
 """
@@ -51,6 +56,10 @@ UPGRADES: Final = {
         CREATE INDEX expiring ON state (expires) WHERE expires IS NOT NULL""",
     3: """CREATE TABLE archive (seq INTEGER PRIMARY KEY, at REAL NOT NULL, function TEXT NOT NULL, event BLOB NOT NULL) STRICT;
         CREATE INDEX archived ON archive (function, at)""",
+    4: """CREATE TABLE segment (
+        seq INTEGER PRIMARY KEY, function TEXT NOT NULL, count INTEGER NOT NULL, accepted REAL NOT NULL, events BLOB NOT NULL) STRICT;
+        CREATE INDEX segments ON segment (function, seq, count);
+        CREATE TABLE progress (seq INTEGER PRIMARY KEY, done BLOB NOT NULL) STRICT""",
 }
 
 
@@ -65,5 +74,5 @@ def readable(packed: bytes) -> Event:
     """The event; one of source "journal" where it can't be read."""
     try:
         return Event.unpack(packed)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return Event("journal", "journal.unreadable", "", packed, "application/octet-stream")

@@ -19,10 +19,11 @@ import msgspec
 
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
-from eventrouter.journal import queues
+from eventrouter.journal import queues, segments
 from eventrouter.journal.database import Database
-from eventrouter.journal.protocol import Archived, Claim, Letter, LetterQuery, Note, QueueDepth, Received, Whereabouts, claim_seq
+from eventrouter.journal.protocol import Archived, Claim, Letter, LetterQuery, Note, QueueDepth, Received, Whereabouts, claim_seq, is_queue
 from eventrouter.journal.running import Running
+from eventrouter.journal.segments import MOST, Segment, cut
 from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
 from eventrouter.model import Decision, Done, Event, Release, RetryAt
 
@@ -58,6 +59,8 @@ class SqliteJournal:
         self._limits = limits or Limits()
         self._pressure = ""
         self._database = Database(path, dedupe, history, archive)
+        self._most: dict[str, int] = {}  # of each function, how many events a segment may have: no more than it may hold
+        self._cuts = not history and not archive  # which keep events one by one
         self._writer: Writer | None = None
         self._put: Callable[[Operation], None] = _closed
         self._seq = 0
@@ -120,22 +123,57 @@ class SqliteJournal:
 
     # Events
 
-    def accept(self, entries: Sequence[Claim]) -> asyncio.Future[list[bool]]:
+    def accept(self, claims: Sequence[Claim]) -> asyncio.Future[list[bool]]:
         future: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         try:
             if self._pressure:
                 raise JournalError(self._pressure)
-            self._put(self._accept(future, entries))
+            self._put(self._accept(future, claims))
         except JournalError as error:
             future.set_exception(error)
         return future
 
-    def _accept(self, future: asyncio.Future[list[bool]], entries: Sequence[Claim]) -> Accept:
-        accept = Accept(future, entries, _pack(entries), self._seq, self._clock.monotonic())
-        self._seq += len(entries)
+    def _accept(self, future: asyncio.Future[list[bool]], claims: Sequence[Claim]) -> Accept:
+        seq, born = self._seq, self._clock.monotonic()
+        accept = Accept(future, claims, seq, born)
+        together: list[Claim] = []
+        function, whole, natural = "", False, False
+        for claim in claims:
+            claim.seq = seq
+            claim.born = born
+            seq += 1
+            natural = natural or claim.note is not None or claim.event.dedupe
+            if claim.function != function:
+                if together:
+                    accept.parts += self._cut(together)
+                    together = []
+                function = claim.function
+                whole = self._cuts and not is_queue(function)  # messages of queues are received one by one
+            if whole and claim.key is None and claim.note is None and not claim.delay:
+                together.append(claim)
+                continue
+            if together:
+                accept.parts += self._cut(together)
+                together = []
+            packed = _packed(claim.event)
+            claim.size = len(packed)
+            accept.parts.append((claim, packed))
+        if together:
+            accept.parts += self._cut(together)
+        accept.natural = natural
+        self._seq = seq
         return accept
 
+    def _cut(self, claims: list[Claim]) -> list[Segment]:
+        try:
+            return cut(claims, claims[0].seq, self._most.get(claims[0].function, MOST))
+        except (TypeError, ValueError, OverflowError):
+            for claim in claims:
+                _packed(claim.event)  # tells which it is
+            raise
+
     def want(self, function: str, count: int) -> None:
+        self._most[function] = max(self._most.get(function, 0), min(count, MOST))
         self._put(Want(function, count))
 
     async def claims(self) -> list[Claim]:
@@ -167,25 +205,28 @@ class SqliteJournal:
 
         return mark if place >= 0 else lambda claim: None
 
-    def settle(self, claim: Claim, decision: Decision, entries: Sequence[Claim] = (), notes: Sequence[Note] = ()) -> None:
+    def settle(self, claim: Claim, decision: Decision, copies: Sequence[Claim] = (), notes: Sequence[Note] = ()) -> None:
         # The same row may have been handed out anew, but that is another claim.
         if not claim.held or self._put is _closed:
             return
         seq, function, key = claim.seq, claim.function, claim.key
-        if isinstance(decision, Done) and key is None and not entries and not notes:
-            operation: Operation = seq
+        operation: Operation
+        if isinstance(decision, Done) and key is None and not copies and not notes:
+            operation = [claim]
         else:
-            copies = self._accept(asyncio.get_running_loop().create_future(), entries) if entries else None
+            accept = self._accept(asyncio.get_running_loop().create_future(), copies) if copies else None
+            packed = None if claim.segment is None or isinstance(decision, Done) else _packed(claim.event)
             if isinstance(decision, Done):
-                operation = Settlement("done", seq, function, key, copies, notes)
+                operation = Settlement("done", seq, claim, packed, accept, notes)
             elif isinstance(decision, RetryAt):
-                row = (0 if key is None else -1, decision.at, decision.attempts, seq)
-                operation = Settlement("retries", row, function, key, copies, notes)
+                retry = (0 if key is None else -1, decision.at, decision.attempts, seq)
+                operation = Settlement("retries", retry, claim, packed, accept, notes)
             elif isinstance(decision, Release):
-                operation = Settlement("released" if key is None else "parked", seq, function, key)
+                operation = Settlement("released" if key is None else "parked", seq, claim, packed)
             else:
                 texts = (_storable(decision.reason), _storable(decision.error_type), _storable(decision.error_message))
-                operation = Settlement("letters", (self._clock.time(), decision.attempts, *texts, seq), function, key, copies, notes)
+                row = (self._clock.time(), decision.attempts, *texts, seq)
+                operation = Settlement("letters", row, claim, packed, accept, notes)
         self._running[function] -= 1
         claim.held = False
         if claim.mark >= 0:
@@ -202,8 +243,18 @@ class SqliteJournal:
             self._announce(function, decision.at)
 
     def finish(self, claims: Sequence[Claim]) -> None:
-        for claim in claims:
-            self.settle(claim, _DONE)
+        held = [claim for claim in claims if claim.held]
+        if not held or self._put is _closed:
+            return
+        function, size = held[0].function, 0
+        for claim in held:
+            claim.held = False
+            size += claim.size
+            if claim.mark >= 0:
+                self._marks.end(claim.mark)
+        self._running[function] -= len(held)
+        self._freed[function] = self._freed.get(function, 0) + size
+        self._put(held)
 
     async def flush(self) -> None:
         await self._ask(_nothing)
@@ -315,10 +366,13 @@ class SqliteJournal:
         now = self._clock.time()
         seq = claim_seq(event_id)
         found = [] if seq is None else await self._ask(lambda database: database.find_one(seq, now))
-        after: int | None = None if found else -1
-        while after is not None:  # in slices, so that commits get in between
-            some, after = await self._ask(partial(Database.find_event, event_id=event_id, after=after, now=now))
-            found += some
+        if found:
+            return found
+        for look in (partial(Database.find_event, event_id=event_id, now=now), partial(segments.find_event, event_id=event_id)):
+            after: int | None = -1
+            while after is not None:  # in slices, so that commits get in between
+                some, after = await self._ask(partial(look, after=after))
+                found += some
         return found
 
     async def archived(self, function: str, since: float, until: float, after: Archived | None = None, limit: int = 1000) -> list[Archived]:
@@ -390,10 +444,10 @@ class SqliteJournal:
         if commit.step or any(call.wakes for call in commit.calls):
             self._wake_listeners()
             return
-        ended = [operation for operation in commit.settled if not isinstance(operation, int)]
+        ended = [operation for operation in commit.settled if isinstance(operation, Settlement)]
         accepts = [*commit.accepts, *(operation.copies for operation in ended if operation.copies is not None)]
-        names = {operation.function for operation in ended}
-        names.update(entry.function for accept in accepts for entry in accept.entries)
+        names = {operation.claim.function for operation in ended}
+        names.update(claim.function for accept in accepts for claim in accept.claims)
         self._wake_listeners(names)
 
     def _wake_listeners(self, names: Set[str] | None = None) -> None:
@@ -409,10 +463,10 @@ class SqliteJournal:
         self._pressure = pressure
         self._set_fault(pressure)
 
-    def _unblock(self, settled: Sequence[int | Settlement]) -> None:
+    def _unblock(self, settled: Sequence[Sequence[Claim] | Settlement]) -> None:
         for operation in settled:
-            if not isinstance(operation, int) and operation.key is not None and operation.into in ("retries", "parked"):
-                place = operation.function, operation.key
+            if isinstance(operation, Settlement) and operation.claim.key is not None and operation.into in ("retries", "parked"):
+                place = operation.claim.function, operation.claim.key
                 self._blocked[place] -= 1
                 if not self._blocked[place]:
                     del self._blocked[place]
@@ -473,20 +527,11 @@ class SqliteJournal:
         self._put(Due(function, at))
 
 
-def _pack(entries: Sequence[Claim]) -> list[bytes]:
-    packed: list[bytes] = []
-    last: Event | None = None
-    for entry in entries:
-        event = entry.event
-        if event is last:  # several functions want it
-            packed.append(packed[-1])
-            continue
-        last = event
-        try:
-            packed.append(event.pack())
-        except (TypeError, ValueError, OverflowError) as error:
-            raise JournalError(f"{event!r} cannot be stored: {error}; attributes must be JSON types") from error
-    return packed
+def _packed(event: Event) -> bytes:
+    try:
+        return event.pack()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise JournalError(f"{event!r} cannot be stored: {error}; attributes must be JSON types") from error
 
 
 def _is_closed() -> JournalError:

@@ -14,14 +14,15 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from eventrouter.clock import Clock
 from eventrouter.errors import JournalError
+from eventrouter.journal import segments
+from eventrouter.journal.backlog import Backlog, State
 from eventrouter.journal.database import CLOCK_STEP, START, Batch, Database
 from eventrouter.journal.protocol import Claim, Note
 from eventrouter.journal.schema import PARKED, RUNNING, WAITING
+from eventrouter.journal.segments import Segment
 
 T = TypeVar("T")
 
-_FIRST_REFILL: Final = 64  # rows: few, so that the first work of a long backlog starts at once
-_REFILL: Final = 1024
 _FULL: Final = 1024  # rows: a longer commit would make the loop wait for work, and then it for the loop's
 _MEMORY: Final = 64 * 1024 * 1024  # bytes of events handed out, all functions together
 _SHARE: Final = 256 * 1024  # ... and the least of one function
@@ -29,26 +30,31 @@ _LOOK: Final = 1.0  # seconds between looks at the disk's free space
 
 
 class Accept:
-    """New events. packed: one each; first: the sequence number of the first; born: when, in monotonic seconds. answer: after the commit."""
+    """New events, claims. parts: segments of them, and with its bytes each that is to have a row of its own, in their order.
 
-    __slots__ = ("answer", "born", "entries", "first", "future", "packed")
+    first: the sequence number of the first. natural: whether any may be a repeat. born: when they came, in monotonic seconds.
+    answer: after the commit.
+    """
 
-    def __init__(self, future: asyncio.Future[list[bool]], entries: Sequence[Claim], packed: list[bytes], first: int, born: float) -> None:
+    __slots__ = ("answer", "born", "claims", "first", "future", "natural", "parts")
+
+    def __init__(self, future: asyncio.Future[list[bool]], claims: Sequence[Claim], first: int, born: float) -> None:
         self.future = future
-        self.entries = entries
-        self.packed = packed
+        self.claims = claims
         self.first = first
         self.born = born
-        self.answer = [True] * len(entries)
+        self.parts: list[Segment | tuple[Claim, bytes]] = []
+        self.natural = False
+        self.answer = [True] * len(claims)
 
 
 class Settlement(NamedTuple):
-    """One row of one of a Batch's lists. function: whose it is. key: its place in an order. copies, notes: written with it."""
+    """One row of one of a Batch's lists. claim: whose it is; packed: its event, if it leaves a segment. copies, notes: written with it."""
 
     into: Literal["done", "retries", "released", "parked", "letters"]
     row: Any
-    function: str
-    key: str | None = None
+    claim: Claim
+    packed: bytes | None = None
     copies: Accept | None = None
     notes: Sequence[Note] = ()
 
@@ -94,8 +100,9 @@ class Close(NamedTuple):
     future: asyncio.Future[None]
 
 
-# A completion without anything besides is the most frequent operation and no object at all: the bare sequence number.
-Operation = int | Accept | Settlement | Want | Due | Call[Any] | Close
+# Completions without anything besides are the most frequent operation, and nothing but the claims.
+Done = Sequence[Claim]
+Operation = Done | Accept | Settlement | Want | Due | Call[Any] | Close
 
 
 class Commit:
@@ -110,7 +117,7 @@ class Commit:
 
     def __init__(self) -> None:
         self.accepts: list[Accept] = []
-        self.settled: list[int | Settlement] = []
+        self.settled: list[Done | Settlement] = []
         self.calls: list[Call[Any]] = []
         self.close: Close | None = None
         self.claims: list[Claim] = []
@@ -126,24 +133,6 @@ class Limits(NamedTuple):
     rows: int = 0
     size: int = 0
     free: int = 0
-
-
-class _Lane:
-    """One function. credit: claims it may still get. backlog: due rows may be in the file, and nothing may overtake them;
-    until it is known otherwise it is assumed. reached: the latest due time that a timer announced.
-    held: bytes handed out since the start. after: the place in the file up to which all that waits is handed out.
-    """
-
-    __slots__ = ("after", "backlog", "credit", "function", "held", "reached", "size")
-
-    def __init__(self, function: str) -> None:
-        self.function = function
-        self.credit = 0
-        self.backlog = True
-        self.reached = 0.0
-        self.size = _FIRST_REFILL
-        self.held = 0
-        self.after = START
 
 
 Opened = asyncio.Future[int]
@@ -177,10 +166,10 @@ class Writer(Thread):
         # One queue, implemented in C, is the whole meeting place of the two threads: no lock, no lost wake-up.
         self._queue: SimpleQueue[Operation] = SimpleQueue()
         self.put = self._queue.put
-        self._lanes: dict[str, _Lane] = {}
-        self._hungry: dict[_Lane, None] = {}  # those with credit that may have a backlog
-        self._sated: dict[_Lane, None] = {}  # ... but so many bytes in memory that they must wait
-        self._before: dict[_Lane, tuple[int, int]] = {}  # credit and bytes, as they were before this transaction
+        self._lanes: dict[str, Backlog] = {}
+        self._hungry: dict[Backlog, None] = {}  # those with credit that may have a backlog
+        self._sated: dict[Backlog, None] = {}  # ... but so many bytes in memory that they must wait
+        self._before: dict[Backlog, State] = {}  # as they were before this transaction
         self._now = self._monotonic = self._latest = 0.0
         self._left = 0
         self._looked = float("-inf")
@@ -214,7 +203,7 @@ class Writer(Thread):
             self._opened.set_exception(error)
 
     def _write_until_closed(self) -> None:
-        kept: list[int | Settlement] = []
+        kept: list[Done | Settlement] = []
         failed = closed = False
         while not closed:
             commit = self._gather(kept, wait=failed or not self._hungry)
@@ -239,7 +228,7 @@ class Writer(Thread):
                 self._database.close()
                 closed = True
 
-    def _gather(self, kept: list[int | Settlement], *, wait: bool) -> Commit:
+    def _gather(self, kept: list[Done | Settlement], *, wait: bool) -> Commit:
         commit = Commit()
         settled = commit.settled
         settled += kept
@@ -248,23 +237,24 @@ class Writer(Thread):
         for _ in range(max(self._queue.qsize(), int(wait))):
             operation = get()
             room -= 1
-            if isinstance(operation, int):
+            if isinstance(operation, list):
                 settled.append(operation)
+                room -= len(operation) - 1
             elif isinstance(operation, Accept):
                 commit.accepts.append(operation)
-                room -= len(operation.entries)
+                room -= len(operation.claims)
             elif isinstance(operation, Settlement):
                 settled.append(operation)
                 if operation.into == "released":
-                    self._go_back(self._lane(operation.function))
+                    self._go_back(self._lane(operation.claim.function))
                 elif operation.into == "retries":
-                    lane, (_, due, _, seq) = self._lane(operation.function), operation.row
+                    lane, (_, due, _, seq) = self._lane(operation.claim.function), operation.row
                     if (due, seq) <= lane.after:  # as at once it may be
                         self._go_back(lane)
             elif isinstance(operation, Want):
                 lane = self._lane(operation.function)
                 lane.credit += operation.credit
-                if lane.backlog:
+                if lane.waits:
                     self._hungry[lane] = None
             elif isinstance(operation, Due):
                 lane = self._lane(operation.function)
@@ -272,7 +262,7 @@ class Writer(Thread):
                 self._wake(lane)
             elif isinstance(operation, Call):
                 commit.calls.append(operation)
-            else:
+            elif isinstance(operation, Close):
                 commit.close = operation
             if room <= 0:
                 break
@@ -280,18 +270,7 @@ class Writer(Thread):
 
     def _write(self, commit: Commit) -> None:
         now = self._time(commit)
-        batch = Batch()
-        copies: list[Accept] = []
-        for operation in commit.settled:
-            if isinstance(operation, int):
-                batch.done.append(operation)
-                continue
-            getattr(batch, operation.into).append(operation.row)
-            if operation.key is not None:
-                batch.keys[operation.function, operation.key] = None
-            if operation.copies is not None:
-                copies.append(operation.copies)
-            batch.notes += [(note.key, note.value, None if note.ttl is None else now + note.ttl) for note in operation.notes]
+        batch, copies = self._batch(commit, now)
         for function in self._database.settle(batch, now):
             self._go_back(self._lane(function))
         if self._sated:
@@ -311,32 +290,60 @@ class Writer(Thread):
                 self._wake_all()
         self._feel()
 
+    def _batch(self, commit: Commit, now: float) -> tuple[Batch, list[Accept]]:
+        batch = Batch()
+        copies: list[Accept] = []
+        segment: Segment | None = None
+        for operation in commit.settled:
+            if isinstance(operation, Settlement):
+                self._add(operation, batch, now)
+                if operation.copies is not None:
+                    copies.append(operation.copies)
+                continue
+            for claim in operation:
+                if claim.segment is None:
+                    batch.done.append(claim.seq)
+                    continue
+                if claim.segment is not segment:
+                    segment = claim.segment
+                    assert segment is not None
+                    batch.touched[segment] = None
+                    done, first = segment.done, segment.seq
+                done[claim.seq - first] = 1
+                batch.ended += 1
+        return batch, copies
+
+    def _add(self, operation: Settlement, batch: Batch, now: float) -> None:
+        claim = operation.claim
+        segment: Segment | None = claim.segment
+        if segment is not None:
+            batch.touched[segment] = None
+            segment.done[claim.seq - segment.seq] = 1
+        if segment is not None and operation.into == "done":
+            batch.ended += 1
+        else:
+            if segment is not None:
+                at = claim.born + self._now - self._monotonic
+                batch.moved += (claim.seq, RUNNING, claim.function, at, operation.packed, None)
+            getattr(batch, operation.into).append(operation.row)
+        if claim.key is not None:
+            batch.keys[claim.function, claim.key] = None
+        batch.notes += [(note.key, note.value, None if note.ttl is None else now + note.ttl) for note in operation.notes]
+
     def _refill(self, commit: Commit, now: float) -> None:
         for lane in list(self._hungry):
             room = self._room(lane)
-            if lane.credit and room > 0:
-                limit = min(lane.credit, lane.size)
-                lane.size = min(lane.size * 4, _REFILL)
-                # A timer may be a hair early by the wall clock; what it announced is due.
-                found, after, next_due = self._database.take(
-                    lane.function, lane.after, max(now, lane.reached), self._monotonic - self._now, limit, room
-                )
-                commit.claims += found
+            if lane.credit > 0 and room > 0:
                 self._remember(lane)
-                lane.credit -= len(found)
-                lane.held += sum(claim.size for claim in found)
-                lane.backlog = after is not None
-                if after is not None:
-                    lane.after = after
-                else:
-                    lane.size = _FIRST_REFILL
-                if next_due is not None:
-                    commit.timers.append((lane.function, next_due))
-            elif lane.credit:
+                found, due = lane.take(self._database, now, self._monotonic - self._now, room)
+                commit.claims += found
+                if due is not None:
+                    commit.timers.append((lane.function, due))
+            elif lane.credit > 0:
                 self._sated[lane] = None
                 del self._hungry[lane]
                 continue
-            if not lane.credit or not lane.backlog:
+            if lane.credit <= 0 or not lane.waits:
                 del self._hungry[lane]
 
     def _accept(self, accepts: list[Accept], commit: Commit, now: float) -> None:
@@ -344,56 +351,95 @@ class Writer(Thread):
         ends: dict[tuple[str, str], tuple[int, int]] = {}
         rows: list[Any] = []
         delayed: list[tuple[float, int]] = []
-        claims = commit.claims
+        whole: list[tuple[Segment, float]] = []
         for accept in accepts:
-            seq, born = accept.first - 1, accept.born
-            at = born + self._now - self._monotonic
-            for entry, packed in zip(accept.entries, accept.packed, strict=True):
-                seq += 1
-                if repeats and seq in repeats:
-                    accept.answer[seq - accept.first] = False
-                    continue
-                function, key = entry.function, entry.key
-                lane = self._lanes.get(function) or self._lane(function)
-                direct = not lane.backlog and lane.credit > 0 and not entry.delay and self._room(lane) > 0
-                state = RUNNING if direct else WAITING
-                if key is not None:
-                    place = function, key
-                    before = ends.get(place) or self._database.follows(function, key)
-                    if before is not None and (state, *before) != (RUNNING, RUNNING, RUNNING):
-                        state = PARKED
-                    ends[place] = (state if before is None else before[0], state)
-                rows += (seq, state, function, at, packed, key)
-                if state == RUNNING:
-                    if lane not in self._before:
-                        self._remember(lane)
-                    lane.credit -= 1
-                    lane.held += len(packed)
-                    entry.seq, entry.born, entry.size = seq, born, len(packed)
-                    claims.append(entry)
-                elif entry.delay:
-                    delayed.append((at + entry.delay, seq))
-                    commit.timers.append((function, at + entry.delay))
-                elif state == WAITING:
-                    if at <= lane.after[0] and (at, seq) <= lane.after:  # something due later has been handed out before it came
-                        lane.after = START
-                    if not lane.backlog or (lane.credit and lane not in self._hungry):
-                        self._wake(lane)
-        self._database.insert(rows)
+            at = accept.born + self._now - self._monotonic
+            for seq in repeats.intersection(range(accept.first, accept.first + len(accept.claims))) if repeats else ():
+                accept.answer[seq - accept.first] = False
+            for part in accept.parts:
+                if isinstance(part, Segment):
+                    self._accept_segment(part, at, whole, repeats, commit)
+                elif part[0].seq not in repeats:
+                    self._accept_single(*part, at, rows, ends, delayed, commit)
+        if rows:
+            self._database.insert(rows)
+        if whole:
+            segments.insert(self._database, whole)
         if delayed:
             self._database.delay(delayed)
 
+    def _accept_segment(self, segment: Segment, at: float, whole: list[tuple[Segment, float]], repeats: set[int], commit: Commit) -> None:
+        if repeats:
+            for claim in segment.claims:
+                if claim.seq in repeats:
+                    segment.done[claim.seq - segment.seq] = 1
+            segment.claims = [claim for claim in segment.claims if claim.seq not in repeats]
+        if not segment.claims:
+            return
+        lane = self._lane(segment.function)
+        if not lane.waits and lane.credit >= len(segment.claims) and self._room(lane) > 0:
+            self._remember(lane)
+            lane.passed = segment.seq
+            lane.credit -= len(segment.claims)
+            lane.held += segment.size
+            commit.claims += segment.claims
+            if not whole or whole[-1][0].seq not in self._database.segments or not whole[-1][0].joined(segment):
+                self._database.segments[segment.seq] = segment
+                whole.append((segment, at))
+            return
+        if not lane.waits or (lane.credit > 0 and lane not in self._hungry):
+            self._wake(lane)
+        if not whole or whole[-1][0].seq in self._database.segments or not whole[-1][0].joined(segment):
+            whole.append((segment, at))
+
+    def _accept_single(
+        self,
+        claim: Claim,
+        packed: bytes,
+        at: float,
+        rows: list[Any],
+        ends: dict[tuple[str, str], tuple[int, int]],
+        delayed: list[tuple[float, int]],
+        commit: Commit,
+    ) -> None:
+        function, key, seq = claim.function, claim.key, claim.seq
+        lane = self._lanes.get(function) or self._lane(function)
+        direct = not lane.waits and lane.credit > 0 and not claim.delay and self._room(lane) > 0
+        state = RUNNING if direct else WAITING
+        if key is not None:
+            place = function, key
+            before = ends.get(place) or self._database.follows(function, key)
+            if before is not None and (state, *before) != (RUNNING, RUNNING, RUNNING):
+                state = PARKED
+            ends[place] = (state if before is None else before[0], state)
+        rows += (seq, state, function, at, packed, key)
+        if state == RUNNING:
+            self._remember(lane)
+            lane.credit -= 1
+            lane.held += claim.size
+            commit.claims.append(claim)
+        elif claim.delay:
+            delayed.append((at + claim.delay, seq))
+            commit.timers.append((function, at + claim.delay))
+        elif state == WAITING:
+            if at <= lane.after[0] and (at, seq) <= lane.after:  # something due later has been handed out before it came
+                lane.after = START
+            if not lane.waits or (lane.credit > 0 and lane not in self._hungry):
+                self._wake(lane)
+
     def _archive(self, accepts: list[Accept], now: float) -> None:
         rows = [
-            (seq, accept.born + self._now - self._monotonic, entry.function, packed)
+            (claim.seq, accept.born + self._now - self._monotonic, claim.function, packed)
             for accept in accepts
-            for seq, (entry, packed, new) in enumerate(zip(accept.entries, accept.packed, accept.answer, strict=True), accept.first)
-            if new and "replay" not in entry.event.attributes
+            for part in accept.parts
+            if not isinstance(part, Segment)  # there are none as long as events are archived
+            for claim, packed in (part,)
+            if accept.answer[claim.seq - accept.first] and "replay" not in claim.event.attributes
         ]
         self._database.archive.add(rows)
-        self._database.archive.trim(len(rows), now)
+        self._database.archive.trim(sum(len(accept.claims) for accept in accepts), now)
 
-    def _room(self, lane: _Lane) -> int:
+    def _room(self, lane: Backlog) -> int:
         """Bytes that it may still be handed."""
         return max(_SHARE, _MEMORY // len(self._lanes)) - lane.held + self._freed.get(lane.function, 0)
 
@@ -425,39 +471,45 @@ class Writer(Thread):
         keys: list[Any] = []
         noted: list[tuple[int, Note]] = []
         for accept in accepts:
+            if not accept.natural:
+                continue
             at = accept.born + self._now - self._monotonic
-            for seq, entry in enumerate(accept.entries, accept.first):
-                if entry.event.dedupe and dedupe:
-                    keys += (entry.event.source, entry.event.id, entry.function, seq, at)
-                if entry.note is not None:
-                    noted.append((seq, entry.note))
+            for claim in accept.claims:
+                if claim.event.dedupe and dedupe:
+                    keys += (claim.event.source, claim.event.id, claim.function, claim.seq, at)
+                if claim.note is not None:
+                    noted.append((claim.seq, claim.note))
+        if not keys and not noted:
+            return set()
         repeats = self._database.repeats(keys, now) if keys else set()
         for seq, note in noted:
             if not self._database.put(note.key, note.value, None, None if note.ttl is None else now + note.ttl, now):
                 repeats.add(seq)
         return repeats
 
-    def _remember(self, lane: _Lane) -> None:
-        self._before.setdefault(lane, (lane.credit, lane.held))
+    def _remember(self, lane: Backlog) -> None:
+        if lane not in self._before:
+            self._before[lane] = lane.state()
 
     def _undo(self, commit: Commit) -> None:
         self._database.taken.difference_update([claim.seq for claim in commit.claims])
-        for lane, (credit, held) in self._before.items():
-            lane.credit, lane.held = credit, held
+        for lane, state in self._before.items():
+            segments.forget(self._database, lane.function, past=state[2])
+            lane.restore(state)
             self._go_back(lane)
 
-    def _lane(self, function: str) -> _Lane:
+    def _lane(self, function: str) -> Backlog:
         lane = self._lanes.get(function)
         if lane is None:
-            lane = self._lanes[function] = _Lane(function)
+            lane = self._lanes[function] = Backlog(function)
         return lane
 
-    def _wake(self, lane: _Lane) -> None:
-        lane.backlog = True
-        if lane.credit:
+    def _wake(self, lane: Backlog) -> None:
+        lane.waits = True
+        if lane.credit > 0:
             self._hungry[lane] = None
 
-    def _go_back(self, lane: _Lane) -> None:
+    def _go_back(self, lane: Backlog) -> None:
         """Rows may wait in places that were passed."""
         lane.after = START
         self._wake(lane)

@@ -17,23 +17,29 @@ from eventrouter.patterns.grammar import Fields
 from eventrouter.patterns.values import Leaf
 
 Chain = tuple[tuple[int, int], ...]  # (array, element) from the outermost array inwards; arrays are numbered within an event
-Found = list[tuple[Any, Chain]]
+Found = dict[int, list[tuple[Any, Chain]]]  # by slot; what has no value is not there
+Slotted = Sequence[tuple[int, Leaf]]
 
 
 class Names:
     """The fields to look at, as a tree over the dotted parts of their names."""
 
-    __slots__ = ("children", "slot")
+    __slots__ = ("_slots", "children", "slot")
 
     def __init__(self) -> None:
         self.children: dict[str, Names] = {}
         self.slot: int | None = None
+        self._slots = 0
 
-    def add(self, name: str, slot: int) -> None:
+    def slot_of(self, name: str) -> int:
+        """To be called on the root: the field's own number, a new one for a new field."""
         node = self
         for part in name.split("."):
             node = node.children.setdefault(part, Names())
-        node.slot = slot
+        if node.slot is None:
+            node.slot = self._slots
+            self._slots += 1
+        return node.slot
 
     def below(self, key: str) -> Names | None:
         """Where a key of an event leads; `"a.b"` is the same as `"b"` inside `"a"`."""
@@ -45,10 +51,10 @@ class Names:
         return node
 
 
-def collect(event: Mapping[str, Any], names: Names, count: int, in_texts: bool = False) -> list[Found]:
+def collect(event: Mapping[str, Any], names: Names, in_texts: bool = False) -> Found:
     """The values of each slot with the array elements that they stand in. in_texts: look into texts that are JSON objects."""
     # No recursion: how deep an event is nested is decided outside.
-    found: list[Found] = [[] for _ in range(count)]
+    found: Found = {}
     arrays = 0
     todo: list[tuple[Any, Names, Chain]] = [(event, names, ())]
     while todo:
@@ -64,7 +70,7 @@ def collect(event: Mapping[str, Any], names: Names, count: int, in_texts: bool =
                     todo.append((inner, below, chain))
                     continue
                 if below.slot is not None:
-                    found[below.slot].append((inner, chain))
+                    found.setdefault(below.slot, []).append((inner, chain))
                 if in_texts and below.children and isinstance(inner, str) and inner.lstrip()[:1] == "{":
                     with suppress(msgspec.DecodeError, RecursionError):
                         todo.append((msgspec.json.decode(inner), below, chain))
@@ -75,7 +81,7 @@ def collect(event: Mapping[str, Any], names: Names, count: int, in_texts: bool =
                 if isinstance(inner, dict | list):
                     todo.append((inner, node, (*chain, (array, element))))
                 elif node.slot is not None:
-                    found[node.slot].append((inner, chain))
+                    found.setdefault(node.slot, []).append((inner, chain))
     return found
 
 
@@ -155,39 +161,32 @@ def _together(steps: Sequence[_Step]) -> bool:
 class Pattern:
     """A compiled pattern; `compile` makes it. source: the pattern as it was given, decoded."""
 
-    __slots__ = ("_count", "_names", "combinations", "source")
+    __slots__ = ("_names", "_slotted", "combinations", "source")
 
     def __init__(self, source: Mapping[str, Any], combinations: Sequence[Fields]) -> None:
         self.source = source
-        self._names = Names()
-        slots: dict[str, int] = {}
-        for fields in combinations:
-            for name in fields:
-                if name not in slots:
-                    slots[name] = len(slots)
-                    self._names.add(name, slots[name])
-        self._count = len(slots)
         # In the order of names: where absence is asked for, it is held against the elements of the fields before it.
-        self.combinations: tuple[tuple[tuple[str, int, Leaf], ...], ...] = tuple(
-            tuple((name, slots[name], fields[name]) for name in sorted(fields)) for fields in combinations
-        )
+        self.combinations: tuple[Fields, ...] = tuple({name: fields[name] for name in sorted(fields)} for fields in combinations)
+        self._names = Names()
+        self._slotted = [[(self._names.slot_of(name), leaf) for name, leaf in fields.items()] for fields in self.combinations]
 
     def matches(self, event: Mapping[str, Any], *, in_texts: bool = False) -> bool:
         """Whether the pattern matches an event, a JSON object as decoded.
 
         in_texts: a text that is itself a JSON object has the fields of that object, too, as in Lambda's event filtering.
         """
-        found = collect(event, self._names, self._count, in_texts)
-        return any(_matches(fields, found) for fields in self.combinations)
+        found = collect(event, self._names, in_texts)
+        return any(fits(fields, found) for fields in self._slotted)
 
     def __repr__(self) -> str:
         return f"compile({json.dumps(self.source, default=str)!r})"
 
 
-def _matches(fields: Sequence[tuple[str, int, Leaf]], found: Sequence[Found]) -> bool:
+def fits(fields: Slotted, found: Found) -> bool:
+    """Whether a combination of fields matches what was collected."""
     steps: list[_Step] | None = None
-    for _, slot, leaf in fields:
-        values = found[slot]
+    for slot, leaf in fields:
+        values = found.get(slot, ())
         matches = leaf.matches
         chains: list[Chain] = []
         for value, chain in values:

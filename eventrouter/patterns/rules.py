@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from eventrouter.patterns.matching import Names, Pattern, collect
+from eventrouter.patterns.matching import Names, Pattern, Slotted, collect, fits
 from eventrouter.patterns.values import Cidr, Exact, IgnoreCase, Leaf, Numeric, Prefix, Suffix, Test, Wildcard, address, key
 
 T = TypeVar("T")
@@ -101,22 +101,29 @@ class _Field:
 
 
 class Rules(Generic[T]):
-    """`add(pattern, value)` many times, then `find(event)`: the values of all patterns that match it, in the order of adding."""
+    """`add(pattern, value)` many times, then `find(event)`: the values of all patterns that match it, in the order of adding.
 
-    __slots__ = ("_always", "_fields", "_names", "_rules", "_stale")
+    in_texts: as for `Pattern.matches`.
+    """
 
-    def __init__(self) -> None:
-        self._rules: list[tuple[Pattern, T]] = []
+    __slots__ = ("_always", "_fields", "_in_texts", "_names", "_patterns", "_slotted", "_stale", "_values")
+
+    def __init__(self, *, in_texts: bool = False) -> None:
+        self._in_texts = in_texts
+        self._patterns: list[Pattern] = []
+        self._values: list[T] = []
         self._stale = False
         self._always: list[int] = []  # what requires no field at all
-        self._fields: list[_Field] = []
-        self._names = Names()
+        self._fields: dict[int, _Field] = {}
+        self._names = Names()  # of all patterns, so that an event is gone through once
+        self._slotted: list[list[Slotted]] = []
 
     def __len__(self) -> int:
-        return len(self._rules)
+        return len(self._patterns)
 
     def add(self, pattern: Pattern, value: T) -> None:
-        self._rules.append((pattern, value))
+        self._patterns.append(pattern)
+        self._values.append(value)
         self._stale = True
 
     def find(self, event: Mapping[str, Any]) -> list[T]:
@@ -124,33 +131,48 @@ class Rules(Generic[T]):
         if self._stale:
             self._file()
         candidates = set(self._always)
-        for field, values in zip(self._fields, collect(event, self._names, len(self._fields)), strict=True):
-            for value, _ in values:
-                field.gather(value, candidates)
+        found = collect(event, self._names, self._in_texts)
+        fields = self._fields
+        for slot, values in found.items():
+            if slot in fields:
+                for value, _ in values:
+                    fields[slot].gather(value, candidates)
         if not candidates:
             return []
-        rules = self._rules
-        return [rules[number][1] for number in sorted(candidates) if rules[number][0].matches(event)]
+        slotted = self._slotted
+        return [self._values[number] for number in sorted(candidates) if any(fits(each, found) for each in slotted[number])]
 
     def _file(self) -> None:
         """File all rules anew: which field tells most depends on all of them."""
         required = [
-            (number, [(name, _handles(leaf)) for name, _, leaf in fields if not leaf.absent])
-            for number, (pattern, _) in enumerate(self._rules)
+            (number, [(name, _handles(leaf)) for name, leaf in fields.items() if not leaf.absent])
+            for number, pattern in enumerate(self._patterns)
             for fields in pattern.combinations
         ]
         shared = Counter((name, handle) for _, leaves in required for name, handles in leaves for handle in handles)
-        self._always, self._fields, self._names = [], [], Names()
-        slots: dict[str, int] = {}
+        self._always, self._fields, self._names = [], {}, Names()
         for number, leaves in required:
             if not leaves:
                 self._always.append(number)
                 continue
             name, handles = min(leaves, key=lambda leaf: (sum(shared[leaf[0], handle] for handle in leaf[1]), _ANY in leaf[1]))
-            if name not in slots:
-                slots[name] = len(slots)
-                self._names.add(name, slots[name])
-                self._fields.append(_Field())
+            field = self._fields.setdefault(self._names.slot_of(name), _Field())
             for handle in handles:
-                self._fields[slots[name]].file(handle, number)
+                field.file(handle, number)
+        # What many ask for alike, such as a source, is one object: what is looked at with every event stays in the processor's caches.
+        alike: dict[object, Leaf] = {}
+        steps: dict[tuple[int, int], tuple[int, Leaf]] = {}
+        self._slotted = []
+        for pattern in self._patterns:
+            rows: list[Slotted] = []
+            for fields in pattern.combinations:
+                row = [(self._names.slot_of(name), alike.setdefault(_same(leaf), leaf)) for name, leaf in fields.items()]
+                rows.append([steps.setdefault((slot, id(leaf)), (slot, leaf)) for slot, leaf in row])
+            self._slotted.append(rows)
         self._stale = False
+
+
+def _same(leaf: Leaf) -> object:
+    """Equal for leaves that are known to ask for the same."""
+    (test,) = leaf.tests if len(leaf.tests) == 1 else (None,)
+    return (test.keys, leaf.absent) if isinstance(test, Exact) else leaf

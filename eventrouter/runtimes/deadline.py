@@ -141,6 +141,7 @@ def finish(slot: Slot) -> Generator[Any, Any, None]:
             if slot.leave and waits_for is not slot and slot.keeper is None:
                 slot.waits_for = waits_for
                 slot.keeper = asyncio.get_running_loop().create_task(_keep(slot), name="left running")
+                slot.keeper.add_done_callback(lambda task: slot.close())  # even if it never began
                 raise LeftRunning from None
         else:
             slot.steps += 1
@@ -153,7 +154,6 @@ async def _keep(slot: Slot) -> None:
     slot.task = task
     slot.deadline = 0.0  # long past: should it block the loop, the watchdog need not wait
     await finish(slot)  # its outcome was settled when it was left
-    slot.close()
 
 
 # Code whose frames hold a `slot` and have what they step on top of them, for whoever reads the stack.

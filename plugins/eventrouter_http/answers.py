@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
+from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
+from typing import Any, final
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.http import SERVER_SOFTWARE
 from multidict import CIMultiDict
 
 from eventrouter import Response
@@ -24,6 +26,65 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNFIT = re.compile(r"[\r\n\0]")
 
 
+@final
+class Plain:
+    """An answer without headers of its own, which most are: written in one piece, head and all.
+
+    kind: JSON, TEXT or BINARY.
+    """
+
+    __slots__ = ("body", "kind", "status")
+
+    def __init__(self, body: bytes, kind: str = JSON, status: int = 200) -> None:
+        self.body = body
+        self.kind = kind
+        self.status = status
+
+    def response(self) -> web.Response:
+        return web.Response(body=self.body, status=self.status, headers={"Content-Type": self.kind})
+
+    async def send(self, request: web.BaseRequest, now: float) -> web.StreamResponse:
+        """What aiohttp is to get: that it was sent or, where there is more to be said of the connection, the answer.
+
+        now: seconds since 1970.
+        """
+        if request.version != HttpVersion11 or not request.keep_alive or request.method == "HEAD":
+            return self.response()
+        head = _heads.get((self.status, self.kind, int(now))) or _head(self.status, self.kind, int(now))
+        try:
+            await request.writer.write_eof(b"%b%d\r\n\r\n%b" % (head, len(self.body), self.body))
+        except ConnectionError:  # aiohttp finds out for itself, and ends the connection
+            return self.response()
+        return _SENT
+
+
+class _Sent(web.StreamResponse):
+    """Stands for answers that were sent, over connections that stay open."""
+
+    prepared = True
+    keep_alive = True
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        pass
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        pass
+
+
+_SENT = _Sent()
+_heads: dict[tuple[int, str, int], bytes] = {}
+
+
+def _head(status: int, kind: str, second: int) -> bytes:
+    """All but the body's length."""
+    if len(_heads) > 100:
+        _heads.clear()
+    said = {"Content-Type": kind, "Date": formatdate(second, usegmt=True), "Server": SERVER_SOFTWARE}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    head = _heads[status, kind, second] = f"HTTP/1.1 {status} {_title(status)}\r\n{lines}Content-Length: ".encode()
+    return head
+
+
 def problem(status: int, detail: str, headers: Mapping[str, str] = NONE) -> web.Response:
     """An RFC 9457 problem."""
     body = msgspec.json.encode({"type": "about:blank", "title": _title(status), "status": status, "detail": detail})
@@ -34,20 +95,21 @@ def _title(status: int) -> str:
     return "Content Too Large" if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else HTTPStatus(status).phrase
 
 
-def from_typed(result: Any) -> web.Response:
+def from_typed(result: Any) -> web.Response | Plain:
     """Raises TypeError, ValueError for what HTTP or JSON can't say."""
     if type(result) is dict:  # the usual case
-        return web.Response(body=msgspec.json.encode(result), content_type=JSON)
+        return Plain(msgspec.json.encode(result))
     if isinstance(result, Response):
         answer = _body(result.body, headers(result.headers))
         answer.set_status(status_of(result.status))
         return answer
     if result is None:
         return web.Response(status=204)
-    return _body(result, CIMultiDict())
+    kind, data = encoded(result)
+    return Plain(data, kind or BINARY)
 
 
-def from_lambda(result: Any, infer: bool) -> web.Response:
+def from_lambda(result: Any, infer: bool) -> web.Response | Plain:
     """A Lambda function's answer. infer: what has no `statusCode` is the body of a 200, as in payload 2.0.
 
     Raises TypeError, ValueError for what API Gateway answers with 500 as well.
@@ -55,8 +117,7 @@ def from_lambda(result: Any, infer: bool) -> web.Response:
     if not isinstance(result, dict) or "statusCode" not in result:
         if not infer:
             raise ValueError('it has no statusCode; payload 1.0 wants {"statusCode": ..., "headers": ..., "body": ...}')
-        data = result.encode() if isinstance(result, str) else msgspec.json.encode(result)
-        return web.Response(body=data, content_type=JSON)
+        return Plain(result.encode() if isinstance(result, str) else msgspec.json.encode(result))
     body = result.get("body")
     if body is not None and not isinstance(body, str):
         raise ValueError(f"body is {type(body).__name__}, in an answer with statusCode it is text; json.dumps it")

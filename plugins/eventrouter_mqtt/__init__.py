@@ -110,6 +110,7 @@ class MqttTrigger(Trigger):
             )
         self._captures = tuple(names)
         self.names = tuple(name for name, _, _ in names)
+        self.same = filter, share
         self.path = tuple(Wild.REST if level == "#" else Wild.ONE if level == "+" else level for level in levels)
 
     def accepts(self, event: Event) -> bool:

@@ -62,12 +62,13 @@ class EmbeddedBroker:
                 self._path, "-c", str(config), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_end_with_parent()
             )
         deadline = asyncio.get_running_loop().time() + _READY
+        pause = 0.001
         while not await _accepts(self.host, self.port):
             if self._process.returncode is not None or asyncio.get_running_loop().time() > deadline:
                 await self.stop()
                 said = output.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 raise EventRouterError(f"mqtt: the embedded {self.kind} does not start: {said[-1]}; see {output}")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(pause := min(2 * pause, 0.05))
 
     async def wait(self) -> int:
         """Until it has ended; its exit status."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
-from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.client import MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -21,93 +20,21 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from eventrouter import Event, EventRouterError, Router
 from eventrouter.errors import JournalError
 from eventrouter_mqtt import Address, MqttConfig, topics
+from eventrouter_mqtt.client import TURN, BufferedClient, Message
 
-_READ = 256 * 1024  # bytes at once
 _UNACKNOWLEDGED = 8192  # messages handed to the journal; more are left unread (mosquitto sends past Receive Maximum)
 _UNACKNOWLEDGED_BYTES = 32 * 1024 * 1024
 # What a stock mosquitto sends is safe: it throws away what it has to queue, beyond 1,000 messages, for a client that
 # does not acknowledge. So it may send us all it can, and while the journal takes nothing we hold that much.
 _RECEIVE_MAXIMUM = 65_535
 _BEAT = 1.0  # seconds
-_TURN = 256  # messages at once
 _PATIENCE = 10.0  # seconds for a broker to answer
 _PAUSES = (0.1, 1.0, 2.0, 5.0, 10.0, 30.0)
 _TOPICS_CACHED = 4096
-_PUBACK = 0x40
 
 
 class ConnectionEnded(EventRouterError):
     """Why a connection is not, or no longer, there."""
-
-
-class Message(NamedTuple):
-    """identifiers: of the subscriptions that it was sent for, when there are any."""
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    mid: int
-    identifiers: list[int] | None
-
-
-class BufferedClient(Client):
-    """paho asks the socket for every single byte of a header; this reads what is there and hands that out.
-
-    received: takes each message; paho's on_message, those that are read by paho.
-    """
-
-    received: Callable[[Message], None]
-    _unread = b""
-    _at = 0
-
-    @property
-    def unread(self) -> bool:
-        """Whether more can be read though the socket has nothing to tell."""
-        return self._at < len(self._unread) or (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0)
-
-    def forget_unread(self) -> None:
-        self._unread, self._at = b"", 0
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        if self._at >= len(self._unread):
-            self.forget_unread()
-            self._unread = super()._sock_recv(_READ)
-        piece = self._unread[self._at : self._at + bufsize]
-        self._at += len(piece)
-        return piece
-
-    def _handle_publish(self) -> MQTTErrorCode:
-        # What paho does with any message takes it 70 µs on MQTT 5. The usual ones, without properties or with just a
-        # subscription identifier, are read here; all others go its way and come by on_message.
-        packet, header = self._in_packet["packet"], self._in_packet["command"]
-        qos, at = header >> 1 & 3, 2 + int.from_bytes(packet[:2])
-        try:
-            topic = packet[2:at].decode()
-        except UnicodeDecodeError:
-            return super()._handle_publish()
-        mid, identifiers = 0, None
-        if qos:
-            mid = int.from_bytes(packet[at : at + 2])
-            at += 2
-        if self._protocol == MQTTProtocolVersion.MQTTv5:
-            properties = packet[at : at + 3]
-            if properties[:1] == b"\0":
-                at += 1
-            elif properties[:2] == b"\2\x0b" and 0 < properties[2] < 0x80:
-                identifiers = [properties[2]]
-                at += 3
-            else:
-                return super()._handle_publish()
-        if qos > 1 or at > len(packet) or not topic:
-            return super()._handle_publish()
-        self.received(Message(topic, bytes(packet[at:]), qos, bool(header & 1), mid, identifiers))
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-    def acknowledge(self, mids: list[int]) -> None:
-        """PUBACK all of them in one piece; `ack` would make it a system call each."""
-        packets = b"".join([b"\x40\x02" + mid.to_bytes(2) for mid in mids])
-        self._packet_queue(_PUBACK, packets, 0, 0)
 
 
 class Batch:
@@ -153,15 +80,14 @@ class Connection:
         self._v5 = config.version == "5"
         self._identified = self._v5 and not share and _overlap(list(subscriptions))
         self._owners: dict[str, int] = {}
-        # One mapping for all messages of a kind, instead of one each.
+        # One mapping for all messages of a kind, instead of one each; by their flags.
         self._attributes = {
-            (qos, retain): {"qos": qos, "retain": retain, **({"share": share} if share else {})}
+            qos << 1 | retain: {"qos": qos, "retain": retain, **({"share": share} if share else {})}
             for qos in (0, 1, 2) for retain in (False, True)
         }  # fmt: skip
         self._session = 0
         self._stopping = False
         self._reading = False
-        self._messages: list[Message] = []
         self._pending: deque[Batch] = deque()
         self._unacknowledged = 0
         self._bytes = 0  # of them
@@ -256,7 +182,6 @@ class Connection:
         client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
         client.on_message = self._on_message
-        client.received = self._received
         return client
 
     async def _connect(self) -> None:
@@ -375,10 +300,12 @@ class Connection:
     def _read(self) -> None:
         client = self._client
         self._heard += 1
-        while client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS and client.unread and len(self._messages) < _TURN:
+        while client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS and client.unread and len(client.messages) < TURN:
             pass
-        if self._messages:
-            self._deliver()
+        if client.messages:
+            messages, client.messages = client.messages, []
+            if not self._stopping:
+                self._deliver(messages)
         if client.unread and self._reading:
             self._loop.call_soon(self._read)  # the rest, when everything else has had its turn
 
@@ -420,26 +347,20 @@ class Connection:
             self._router.log.error("a message is lost: its topic is not UTF-8", extra={"action": "mqtt.lost", "count": 1})
             self._client.ack(message.mid, message.qos)
             return
-        self._received(Message(topic, bytes(message.payload), message.qos, message.retain, message.mid, identifiers))
+        self._client.messages.append((topic, bytes(message.payload), message.qos << 1 | message.retain, message.mid, identifiers))
 
-    def _received(self, message: Message) -> None:
-        if not self._stopping:
-            self._messages.append(message)
-
-    def _deliver(self) -> None:
-        messages, self._messages = self._messages, []
-        events: list[Event] = []
-        mids: list[int] = []
-        unsafe = size = 0
-        now = self._router.clock.time()
-        for topic, payload, qos, retain, mid, identifiers in messages:
-            size += len(payload) + len(topic)
-            if qos:
-                mids.append(mid)
-            else:
-                unsafe += 1
-            if not self._identified or not identifiers or self._is_first_copy(topic, identifiers):
-                events.append(Event("mqtt", "mqtt.message", topic, payload, time=now, attributes=self._attributes[qos, retain]))
+    def _deliver(self, messages: list[Message]) -> None:
+        now, attributes = self._router.clock.time(), self._attributes
+        wanted = messages
+        if self._identified:
+            wanted = [message for message in messages if not message[4] or self._is_first_copy(message[0], message[4])]
+        events = [
+            Event("mqtt", "mqtt.message", topic, payload, time=now, attributes=attributes[flags])
+            for topic, payload, flags, _, _ in wanted
+        ]  # fmt: skip
+        mids = [mid for _, _, flags, mid, _ in messages if flags > 1]
+        unsafe = len(messages) - len(mids)
+        size = sum([len(topic) + len(payload) for topic, payload, _, _, _ in messages])
         batch = Batch(events, mids, unsafe, size, self._session)
         self._pending.append(batch)
         self._unacknowledged += len(messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,7 +12,9 @@ from eventrouter import EventRouterError, Router, Source
 from eventrouter.errors import ConfigError
 from eventrouter_mqtt import Address, MqttConfig, MqttTrigger, parse_url, topics
 from eventrouter_mqtt.broker import EmbeddedBroker
-from eventrouter_mqtt.connection import Connection
+
+if TYPE_CHECKING:
+    from eventrouter_mqtt.connection import Connection
 
 
 class MqttSource(Source[MqttConfig]):
@@ -37,6 +40,8 @@ class MqttSource(Source[MqttConfig]):
     async def start(self) -> None:
         if not self._needed:
             return
+        from eventrouter_mqtt.connection import Connection  # noqa: PLC0415 - paho is only for those who have a broker
+
         if self.config.broker == "embedded":
             self._broker = EmbeddedBroker(self.router.folder, self.config.host, self.config.port)
             await self._broker.start()

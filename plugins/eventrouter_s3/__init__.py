@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from eventrouter import Event, Plugin, Trigger, Wild, Wildcards, call_from_thread, hookimpl
+from eventrouter import Event, Part, Plugin, Trigger, Wildcards, call_from_thread, hookimpl
 from eventrouter.errors import ConfigError, suggest
 from eventrouter_s3.files import IGNORED, Names
 from eventrouter_s3.notifications import HAPPEN, S3Object, event_of, record, test_event, types_of
@@ -44,13 +44,16 @@ class S3Trigger(Trigger):
         check_bucket(bucket)
         self.bucket = bucket
         self.initial = initial
+        self.same = bucket, events, prefix, suffix, key
         self.suffix = suffix
         self._events = tuple(event.removeprefix("s3:") for event in events) or ("ObjectCreated:*",)
         self._types = {f"s3.{event}" for event in types_of(self._events, f"s3({bucket!r})")}
         self._prefix = prefix
         self._key = Wildcards(key, "s3 key") if key else None
         self.names = self._key.names if self._key else ()
-        self.path = (bucket, *self._key.path) if self._key else (bucket, Wild.REST)
+        *folders, start = prefix.split("/")
+        rest = Part(start, suffix.rpartition("/")[2], rest=True)  # a suffix may begin in what the prefix ends with
+        self.path = (bucket, *(self._key.path if self._key else (*folders, rest)))
 
     def accepts(self, event: Event) -> bool:
         return event.type in self._types

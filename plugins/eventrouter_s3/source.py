@@ -1,28 +1,13 @@
-"""Watches buckets' folders with watchdog. Its events are hints only: what a file is now decides what happened."""
+"""Watches buckets' folders. What is told of them is a hint only: what a file is now decides what happened."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
-import threading
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-from watchdog.events import (
-    DirCreatedEvent,
-    DirDeletedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers import Observer
+from typing import TYPE_CHECKING, Any
 
 from eventrouter import Event, Router, Source
 from eventrouter.errors import ConfigError, EventRouterError, JournalError
@@ -32,13 +17,9 @@ from eventrouter_s3.files import Names
 from eventrouter_s3.manifest import Change, Manifest
 from eventrouter_s3.notifications import S3Object, event_of
 
-# watchdog 7 may come upon a folder in a new folder twice, replaces its callback by the same one, and warns of it.
-warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
+if TYPE_CHECKING:
+    from eventrouter_s3.hints import Hints, Watch
 
-# The narrowest that tells all: what readers do, and every single write, would fill the kernel's queue.
-_LISTEN: list[type[FileSystemEvent]] = [
-    FileClosedEvent, FileCreatedEvent, FileDeletedEvent, FileMovedEvent, DirCreatedEvent, DirDeletedEvent, DirMovedEvent,
-]  # fmt: skip
 _AT_ONCE = 500  # objects examined and delivered together
 _SOON = 0.03  # seconds until a file that is being written is looked at again, at first
 _LATER = 0.5  # ... and then
@@ -47,47 +28,6 @@ _RESCAN_SHARE = 100  # a rescan takes at most this part of the time
 _REMEMBER = 3600.0  # seconds: what a handler wrote that was overwritten before it was reported
 
 Version = tuple[str, str, int, int]  # bucket, key, inode, modified; no inode: it was deleted
-
-
-class Hints(FileSystemEventHandler):
-    """Collects, in watchdog's thread, which keys and subfolders to look at."""
-
-    def __init__(self, folder: Path, names: Names) -> None:
-        self._root = f"{folder}/"
-        self._names = names
-        self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()
-        self.any = asyncio.Event()
-        self._keys: set[str] = set()
-        self._closed: set[str] = set()
-        self._below: set[str] = set()
-
-    def dispatch(self, event: FileSystemEvent) -> None:
-        with self._lock:
-            self._add(event.src_path, event)
-            if event.event_type == "moved":
-                self._add(event.dest_path, event)
-        self._loop.call_soon_threadsafe(self.any.set)
-
-    def _add(self, path: bytes | str, event: FileSystemEvent) -> None:
-        name = path if isinstance(path, str) else path.decode(errors="surrogateescape")
-        key = name.removeprefix(self._root)
-        if key == name or not all(map(self._names.visible, key.split("/"))):
-            return
-        if event.is_directory:
-            self._below.add(f"{key}/")
-        elif self._names.is_key(key):
-            self._keys.add(key)
-            if isinstance(event, FileClosedEvent | FileMovedEvent):
-                self._closed.add(key)
-
-    def take(self) -> tuple[set[str], set[str], set[str]]:
-        """Keys, those of them just closed, subfolders; and forget them."""
-        with self._lock:
-            self.any.clear()
-            taken = self._keys, self._closed, self._below
-            self._keys, self._closed, self._below = set(), set(), set()
-        return taken
 
 
 class S3Source(Source[S3Config]):
@@ -179,24 +119,23 @@ class S3Source(Source[S3Config]):
         if not self._watched:
             self.router.live()
             await asyncio.get_running_loop().create_future()
-        observer = Observer()
-        observer.start()
+        from eventrouter_s3.hints import Watch  # noqa: PLC0415 - watchdog is only for those who have buckets watched
+
+        watch = Watch()
         self._starting = set(self._watched)
         try:
             async with asyncio.TaskGroup() as group:
                 for name, path in self._watched.items():
-                    group.create_task(self._watch(name, path, observer))
+                    group.create_task(self._watch(name, path, watch))
         except* Exception as errors:
             raise errors.exceptions[0] from None
         finally:
-            observer.stop()
-            await asyncio.to_thread(observer.join)
+            await asyncio.to_thread(watch.close)
 
-    async def _watch(self, name: str, path: Path, observer: Any) -> None:
-        hints = Hints(path, self._names)
+    async def _watch(self, name: str, path: Path, watch: Watch) -> None:
         try:
             # Before the first look, so that nothing falls in between.
-            await asyncio.to_thread(observer.schedule, hints, str(path), recursive=True, event_filter=_LISTEN)
+            hints = await watch.add(path, self._names)
         except OSError as error:
             raise EventRouterError(f"bucket {name}: can't watch {path}: {error.strerror}; see fs.inotify in `sysctl`") from None
         manifest = Manifest(self._manifest_file(name, path))  # in no thread: one that outlives a cancellation would leave it open

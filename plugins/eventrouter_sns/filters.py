@@ -36,14 +36,14 @@ class FilterError(ValueError):
 
 
 class FilterPolicy:
-    """A compiled policy; `compile` makes it. An empty one wants every message."""
+    """A compiled policy; `compile` makes it. An empty one wants every message, and has no pattern."""
 
-    __slots__ = ("_pattern", "policy", "scope")
+    __slots__ = ("pattern", "policy", "scope")
 
     def __init__(self, policy: Mapping[str, Any], scope: Scope) -> None:
         self.policy = policy
         self.scope = scope
-        self._pattern = patterns.compile(policy) if policy else None
+        self.pattern = patterns.compile(policy) if policy else None
 
     def matches(self, message: Any) -> bool:
         """Whether the subscription wants the message.
@@ -51,7 +51,7 @@ class FilterPolicy:
         message: in scope MessageAttributes its attributes, as in an SNS record or as boto3 sends them; in scope MessageBody its
         body, as text, bytes or decoded. A body that is no JSON object never matches.
         """
-        if self._pattern is None:
+        if self.pattern is None:
             return True
         if self.scope == "MessageBody":
             if isinstance(message, str | bytes):
@@ -59,15 +59,20 @@ class FilterPolicy:
                     message = msgspec.json.decode(message)
                 except (msgspec.DecodeError, UnicodeDecodeError):
                     return False
-            return isinstance(message, dict) and self._pattern.matches(message)
-        values = ((name, _value(attribute)) for name, attribute in message.items())
-        return self._pattern.matches({name: value for name, value in values if value is not _NOTHING})
+            return isinstance(message, dict) and self.pattern.matches(message)
+        return self.pattern.matches(plain(message))
 
     def __repr__(self) -> str:
         return f"compile({dict(self.policy)!r}, {self.scope!r})"
 
 
 _NOTHING: Final = object()
+
+
+def plain(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Attributes as the JSON object that policies are held against."""
+    values = ((name, _value(attribute)) for name, attribute in attributes.items())
+    return {name: value for name, value in values if value is not _NOTHING}
 
 
 def _value(attribute: Mapping[str, Any]) -> Any:

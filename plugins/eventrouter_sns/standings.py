@@ -7,9 +7,9 @@ import hmac
 import secrets
 import uuid
 from collections.abc import Iterator
+from html import escape
 from typing import Final, Literal
 from urllib.parse import parse_qs, urlencode
-from xml.sax.saxutils import escape
 
 import msgspec
 
@@ -102,7 +102,7 @@ class Standings:
                     "%s has confirmed; %d messages were not for it before", self._subscriptions[key].name, standing.passed,
                     extra={"action": "sns.confirmed"},
                 )  # fmt: skip
-            return _result("ConfirmSubscription", f"<SubscriptionArn>{escape(standing.arn)}</SubscriptionArn>")
+            return _result("ConfirmSubscription", f"<SubscriptionArn>{escape(standing.arn, quote=False)}</SubscriptionArn>")
         return _fault(400, "InvalidParameter", "Invalid parameter: Token")
 
     async def _leave(self, arn: str) -> tuple[Subscription | None, Response]:

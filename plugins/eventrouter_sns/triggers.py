@@ -7,8 +7,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from eventrouter import Event, Trigger, Wildcards
 from eventrouter.errors import ConfigError
 from eventrouter_sns import filters
@@ -22,25 +20,15 @@ class TopicTrigger(Trigger):
 
     def __init__(self, topic: str, filter: filters.FilterPolicy, *, delivers: bool = False) -> None:
         self._wildcards = Wildcards(topic, "sns topic")
-        self._filter = filter if filter.policy else None
+        self.content_pattern = filter.pattern
+        self.view = _body if filter.scope == "MessageBody" else _attributes  # type: ignore[method-assign]  # by scope, not by class
         self._delivers = delivers
+        self.same = topic, delivers
         self.path = self._wildcards.path
         self.names = self._wildcards.names
 
     def captures(self, subject: str) -> Mapping[str, str] | None:
         return self._wildcards.match(subject)
-
-    def accepts(self, event: Event) -> bool:
-        return self._filter is None or self._filter.matches(self._filtered(event, self._filter.scope))
-
-    @staticmethod
-    def _filtered(event: Event, scope: filters.Scope) -> Any:
-        if scope == "MessageAttributes":
-            return attributes_of(event)
-        try:
-            return event.json()  # decoded once for all who look at it
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return None
 
     def aws_event(self, events: Sequence[Event]) -> Any:
         if self._delivers:
@@ -53,7 +41,15 @@ class TopicTrigger(Trigger):
         return f"{arn}:{uuid.uuid5(uuid.NAMESPACE_URL, arn + self._wildcards.text)}"
 
     def __str__(self) -> str:
-        return f"sns {self._wildcards.text}{' filtered' if self._filter is not None else ''}"
+        return f"sns {self._wildcards.text}{' filtered' if self.content_pattern is not None else ''}"
+
+
+def _attributes(event: Event) -> Any:
+    return filters.plain(attributes_of(event))
+
+
+def _body(event: Event) -> Any:
+    return event.json()
 
 
 class FifoTopicTrigger(TopicTrigger):

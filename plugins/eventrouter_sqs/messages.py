@@ -23,7 +23,7 @@ WINDOW: Final = 300  # seconds in which a FIFO queue knows a repeat
 FIFO: Final = ".fifo"
 _NAME: Final = re.compile(r"(?=.{1,80}$)[A-Za-z0-9_-]+(\.fifo)?", re.DOTALL)
 _TOKEN: Final = re.compile(r"[!-~]{1,128}")
-_NO_TEXT: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML can't say, as SQS has it
+_NO_TEXT: Final = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # what XML can't say; its complement compiles in 8 ms
 _ATTRIBUTE: Final = re.compile(r"(?!(?i:aws|amazon)\.)(?!\.|.*\.\.|.*\.\Z)[A-Za-z0-9_.-]{1,256}")
 
 Value = str | int | float | bytes

@@ -62,7 +62,7 @@ async def main(folder: Path, count: int) -> None:
         while await busy(app):
             await asyncio.sleep(0.002)
         redriving = True
-        await app.engine.letters(LetterQuery(), app.engine.redrive)
+        await app.engine.by_hand.letters(LetterQuery(), app.engine.by_hand.redrive)
         while await busy(app):
             await asyncio.sleep(0.002)
 

@@ -28,6 +28,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from eventrouter.model import Event
 from servers import Mosquitto, free_port
+from support import in_segments
 
 APP = """
 import asyncio
@@ -286,7 +287,7 @@ def rows(folder: Path) -> tuple[list[tuple[int, str]], int]:
     reader.set_busy_timeout(5000)
     try:
         dead = reader.execute("SELECT event, reason FROM invocation WHERE state = 2").fetchall()
-        left = reader.execute("SELECT count(*) FROM invocation WHERE state IN (0, 1)").get
+        left = reader.execute("SELECT count(*) FROM invocation WHERE state IN (0, 1)").get + sum(1 for _ in in_segments(reader))
         return [(int(Event.unpack(packed).data), reason) for packed, reason in dead], left
     finally:
         reader.close()

@@ -15,6 +15,7 @@ from eventrouter.crashpoints import POINTS, STATUS, VARIABLE
 from eventrouter.model import Event
 from served import Place, wait_for
 from servers import free_port
+from support import in_segments
 
 HERE = Path(__file__).parent
 STATES = {0: "waiting", 1: "running", 2: "dead", 3: "done"}
@@ -43,7 +44,8 @@ def rows(folder: Path) -> list[tuple[str, str]]:
     try:
         if not reader.execute("SELECT count(*) FROM sqlite_schema").get:  # it died before there was one
             return []
-        return [(Event.unpack(packed).id, STATES[state]) for packed, state in reader.execute("SELECT event, state FROM invocation")]
+        found = [(Event.unpack(packed).id, STATES[state]) for packed, state in reader.execute("SELECT event, state FROM invocation")]
+        return found + [(event.id, "waiting") for *_, event in in_segments(reader)]
     finally:
         reader.close()
 

@@ -97,6 +97,26 @@ def test_a_route_made_from_a_path_finds_it(segments: list[str], data: st.DataObj
     assert set(hit[1]) == {f"w{place}" for place in wild}
 
 
+def test_of_thousands_the_right_one() -> None:
+    """By what stands around the wildcards; what was found before is found again, until there is a better route."""
+    keys = [f"GET /{n}/{{id}}.v{n}" for n in range(500)] + [f"GET /all/{{id}}.v{n}" for n in range(2500)]
+    keys += [f"GET /all/p{n}-{{id}}" for n in range(2500)] + [f"GET /rest/p{n}-{{path+}}" for n in range(2500)]
+    routes = table("GET /all/{year}-{id}.v7", *keys)
+    for _ in range(2):  # more than are kept in mind
+        for n in range(2500):
+            assert found(routes, f"GET /all/x.v{n}") == (f"GET /all/{{id}}.v{n}", {"id": "x"})
+            assert found(routes, f"GET /all/p{n}-x") == (f"GET /all/p{n}-{{id}}", {"id": "x"})
+            assert found(routes, f"GET /rest/p{n}-x/y") == (f"GET /rest/p{n}-{{path+}}", {"path": "x/y"})
+    assert found(routes, "GET /all/1-2.v7") == ("GET /all/{year}-{id}.v7", {"year": "1", "id": "2"})  # both fit: the one that came first
+    assert found(routes, "GET /all/p1-2.v8") == ("GET /all/{id}.v8", {"id": "p1-2"})
+    assert found(routes, "GET /all/.v8") is None
+    assert found(routes, "POST /all/x.v8") is None
+    routes.add("GET", "/all/x.v8", "exact")
+    assert found(routes, "GET /all/x.v8") == ("exact", {})
+    routes.add("POST", "/all/{id}", "POST /all/{id}")
+    assert found(routes, "POST /all/x.v8") == ("POST /all/{id}", {"id": "x.v8"})
+
+
 def echo(key: str, name: str, **options: Any) -> Callable[..., Any]:
     def handler(event, context):  # type: ignore[no-untyped-def]
         return {"by": name, "path": event["rawPath"], "parameters": event.get("pathParameters")}

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from eventrouter import App, Router, on
 from eventrouter.plugins import Plugins
-from eventrouter_mqtt import Broker, connection, eventrouter_plugin, mqtt
+from eventrouter_mqtt import Broker, client, connection, eventrouter_plugin, mqtt
 from servers import CuttingProxy, Mosquitto
 from support import LOCAL, local, make_app, put, until
 
@@ -212,13 +212,13 @@ async def test_what_is_held_is_bounded_by_bytes(
         before = len(pings)
         await until(lambda: len(pings) >= before + 3)
         assert (got, state(app), only(app)._session) == ([], "live", 1)
-        assert only(app)._bytes < 100_000 + 2 * connection._READ
+        assert only(app)._bytes < 100_000 + 2 * client._READ
         proxy.reset()
         await until(lambda: only(app)._session == 2 and only(app)._bytes > 0 and not only(app)._reading)
         before = len(pings)
         await until(lambda: len(pings) >= before + 3)
         assert (got, only(app)._session) == ([], 2)
-        assert only(app)._bytes < 100_000 + 2 * connection._READ
+        assert only(app)._bytes < 100_000 + 2 * client._READ
         monkeypatch.setattr(Router, "fault", "")
         await until(lambda: len(got) >= 400)
         await until(lambda: only(app)._bytes == 0)

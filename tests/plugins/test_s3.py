@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from buckets import ALL, Seen, app_of, bucket, watching
-from eventrouter import on
+from eventrouter import Event, on
 from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError
+from eventrouter.routing import Index
 from eventrouter_s3 import Bucket, S3Object, changes, files, s3, source
 from eventrouter_s3.manifest import Change, Manifest
 from eventrouter_s3.manifest import Seen as Version
@@ -495,3 +498,15 @@ def test_what_is_refused_at_load(make: Callable[[], Any], fault: str) -> None:
 
 def test_events_may_be_written_with_amazons_prefix() -> None:
     assert str(s3("up", "s3:ObjectRemoved:*", suffix=".csv")) == "s3 up ObjectRemoved:* suffix=.csv"
+
+
+TEXTS = st.text("ab/.", max_size=5)
+
+
+@given(prefix=TEXTS, suffix=TEXTS, key=st.text("ab/.", min_size=1, max_size=8))
+def test_the_index_hides_no_key_that_is_wanted(prefix: str, suffix: str, key: str) -> None:
+    trigger = s3("bucket", prefix=prefix, suffix=suffix)
+    index: Index[str] = Index()
+    index.add(trigger.path, "it")
+    if trigger.matches(Event("s3", "s3.ObjectCreated:Put", f"bucket/{key}")) is not None:
+        assert index.find(f"bucket/{key}") == ("it",)
