@@ -153,7 +153,8 @@ class App:
                 )
         if not isolated:
             return None
-        overrides = {name: {k: v for k, v in table.items() if k != "env"} for name, table in self.config.functions.items()}
+        theirs = {name: table for name, table in self.config.functions.items() if id(self.functions[name].handler) in importable}
+        overrides = {name: {key: value for key, value in table.items() if key != "env"} for name, table in theirs.items()}
         recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides)
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
         return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit)

@@ -407,7 +407,9 @@ def hang(number: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_router_leaves_no_process_behind(tmp_path: Path, number: int) -> None:
     (tmp_path / "app.py").write_text(SERVED)
-    (tmp_path / "eventrouter.toml").write_text("[http]\nport = 0\n[app]\ndrain = 0\n")
+    (tmp_path / "eventrouter.toml").write_text(
+        "[http]\nport = 0\n[app]\ndrain = 0\n[functions.double]\non = [{ http = 'POST /again' }]\nenv = { A = 'b' }\n"
+    )
     with Place(tmp_path) as place:
         alone = place.result("invoke", "double", "4")
         assert json.loads(alone.stdout)["twice"] == 8
@@ -415,6 +417,8 @@ def test_a_router_leaves_no_process_behind(tmp_path: Path, number: int) -> None:
         served = json.loads(place.curl("/double", "-d", "21"))
         assert served["twice"] == 42
         place.says("doubling 21")
+        assert json.loads(place.curl("/again", "-d", "3"))["twice"] == 6
+        assert "expected int" in place.curl("/again", "-d", '"x"')
         said = place.run("invoke", "double", "5")
         assert "doubling 5" in said
         assert "REPORT RequestId" in said

@@ -465,6 +465,8 @@ class ProcessRuntime:
     def _end(self, environment: _Environment) -> None:
         """SIGTERM, and SIGKILL if that doesn't help."""
         self._leave(environment)
+        if environment.ahead:  # else it could begin one before the second signal
+            self._take_back(environment)
         self._signal(environment, signal.SIGTERM)
         asyncio.get_running_loop().call_later(GRACE, self._signal, environment, signal.SIGKILL)
 
