@@ -19,7 +19,7 @@ def test_who_waited_longest_is_called_first_until_one_takes_it() -> None:
     pool.wait(lambda: called.append("uninterested"))  # type: ignore[func-returns-value, return-value]
     pool.wait(lambda: called.append("first") or True)  # type: ignore[func-returns-value]
     pool.wait(lambda: called.append("second") or True)  # type: ignore[func-returns-value]
-    assert pool.waiting == 3
+    assert len(pool.waiting) == 3
     pool.give()
     assert called == ["uninterested", "first"]
     pool.give()
