@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import importlib
-import inspect
 import logging
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,8 +23,10 @@ from eventrouter.errors import ConfigError, JournalError, suggest
 from eventrouter.functions import Collected, Function, collect, load
 from eventrouter.invoking import Here, make_here
 from eventrouter.journal.protocol import Journal
-from eventrouter.model import Event, Notice, Outcome, Trigger
-from eventrouter.plugins import Plugins, load_plugins
+from eventrouter.model import Event, Notice, Outcome
+from eventrouter.plugins import Plugins, load_plugins, make_trigger
+from eventrouter.runtimes.frames import Recipe
+from eventrouter.runtimes.process import ProcessRuntime
 from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
 log = logging.getLogger("eventrouter")
@@ -52,12 +54,15 @@ class App:
         self.plugins = plugins or load_plugins()
         self.config = config or load_config(self.plugins.by_name, folder=folder or Path(), environ=os.environ)
         self.clock = clock or SystemClock()
+        self._named: list[tuple[str, Path]] = []  # of the modules, those that another process can import: by which name, from where
+        self._importable: list[ModuleType] = []
         self.modules = self._import(modules, folder or Path())
         self.collected = self._collect()
         self.functions = self.collected.functions
         self._check()
         self.journal: Journal = self._make_journal()
-        self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency)
+        self._processes = self._make_processes(folder or Path())
+        self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes)
         self.sources: dict[str, Source[Any]] = {}
         self.supervisor: Supervisor | None = None
         self._stack: AsyncExitStack | None = None
@@ -66,11 +71,16 @@ class App:
 
     def _import(self, modules: Iterable[str | ModuleType], folder: Path) -> list[ModuleType]:
         found: list[ModuleType] = []
-        for module in modules:
-            found += load(module, folder) if isinstance(module, str) else [module]
+        base = folder
         if not modules:
-            for name in self.config.app.modules:
-                found += load(name, self.config.base)
+            modules, base = self.config.app.modules, self.config.base
+        for module in modules:
+            if isinstance(module, str):
+                self._named.append((module, base))
+                self._importable += (loaded := load(module, base))
+                found += loaded
+            else:
+                found.append(module)
         return found
 
     def _collect(self) -> Collected:
@@ -78,7 +88,7 @@ class App:
         for name, table in self.config.functions.items():
             overrides[name] = dict(table)
             if "on" in table:
-                overrides[name]["on"] = [self._trigger(entry, f"[functions.{name}]") for entry in _list(table["on"])]
+                overrides[name]["on"] = [make_trigger(self.plugins.triggers, entry, f"[functions.{name}]") for entry in _list(table["on"])]
         plugins = [plugin for plugin in self.plugins.by_name.values() if plugin.handlers is not None]
         theirs = [handler for plugin in plugins for handler in plugin.handlers(self.config.plugins.get(plugin.name))]  # type: ignore[misc]
         collected = collect(self.modules, overrides, theirs)
@@ -86,25 +96,6 @@ class App:
             names = ", ".join(getattr(module, "__file__", None) or module.__name__ for module in self.modules)
             raise ConfigError(f"no handlers in {names}; mark a function with @on(...)")
         return collected
-
-    def _trigger(self, table: Any, place: str) -> Trigger:
-        """`{ mqtt = "sensors/+/raw", qos = 1 }`: the first key names the trigger, its value is the first argument."""
-        if not isinstance(table, dict) or not table:
-            raise ConfigError(f'{place} on: {table!r} is no trigger; write {{ mqtt = "sensors/+/raw", qos = 1 }}')
-        (name, first), *rest = table.items()
-        make = self.plugins.triggers.get(name)
-        if make is None:
-            raise ConfigError(f"{place} on: no trigger is named {name!r}{suggest(name, self.plugins.triggers)}")
-        keywords = dict(rest)
-        parameters = inspect.signature(make).parameters
-        starred = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), "")
-        for key in keywords:
-            if key not in parameters:
-                raise ConfigError(f"{place} on: {name} has no option {key!r}{suggest(key, list(parameters)[1:])}")
-        try:
-            return make(first, *_list(keywords.pop(starred, ())), **keywords)
-        except (TypeError, ValueError, ConfigError) as error:
-            raise ConfigError(f"{place} on: {error}") from None
 
     def _check(self) -> None:
         for function in self.functions.values():
@@ -150,6 +141,23 @@ class App:
 
     def _bindings(self, source: str) -> list[Binding]:
         return [Binding(f, trigger) for f in self.functions.values() for trigger in f.triggers if trigger.source == source]
+
+    def _make_processes(self, folder: Path) -> ProcessRuntime | None:
+        isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
+        importable = {id(value) for module in self._importable for value in vars(module).values()}
+        for name, function in isolated.items():
+            if id(function.handler) not in importable:
+                raise ConfigError(
+                    f'{function.place}: {name}: isolation="process" needs a handler that another process can import: one at the top level '
+                    "of a module that the App is given by name or file"
+                )
+        if not isolated:
+            return None
+        theirs = {name: table for name, table in self.config.functions.items() if id(self.functions[name].handler) in importable}
+        overrides = {name: {key: value for key, value in table.items() if key != "env"} for name, table in theirs.items()}
+        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides)
+        limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
+        return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit)
 
     def _make_journal(self) -> Journal:
         from eventrouter.journal.sqlite import SqliteJournal  # noqa: PLC0415 - apsw is not needed to list functions
@@ -197,6 +205,8 @@ class App:
             # From here on in this order at stop: intake ends, handlers drain, then what they share is closed.
             stack.push_async_callback(self._drain)
             self.engine.watch()
+            if self._processes is not None:
+                await self._processes.start()
             if sources:
                 await self.engine.start()
                 stack.push_async_callback(self.supervisor.stop)

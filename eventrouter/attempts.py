@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
@@ -17,13 +15,16 @@ from eventrouter.batches import Malformed, PartialFailure, failed_items
 from eventrouter.binding import BatchBinder, Binder, Dependencies
 from eventrouter.clock import Clock
 from eventrouter.crashpoints import ARMED
-from eventrouter.errors import InvalidPayload, Reject, Retry
+from eventrouter.errors import Throttled
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim
 from eventrouter.lanes import Found, Lane
 from eventrouter.lineage import set_cause
 from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Stream, Succeeded, TimedOut, Trigger
 from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, finish
+from eventrouter.runtimes.failures import failure
+from eventrouter.runtimes.frames import Job
+from eventrouter.runtimes.process import NoEnvironment, ProcessRuntime
 from eventrouter.runtimes.thread import ThreadRuntime
 
 # A claim, what it is for if an attempt at it has begun, and what came of that; no outcome: its handler waits for something.
@@ -32,34 +33,38 @@ SUCCEEDED = Succeeded()  # where nobody asks what the result was
 
 
 class Bound:
-    """A batch whose events have been read: a binder that has its arguments."""
+    """A batch whose events have been read: a binder that has its arguments. of: what `events` and their captures were read by."""
 
-    __slots__ = ("_binder", "_rows", "depends", "needs_context")
+    __slots__ = ("_rows", "depends", "events", "needs_context", "of")
 
-    def __init__(self, binder: BatchBinder, rows: Sequence[Sequence[Any]]) -> None:
-        self._binder = binder
+    def __init__(self, binder: BatchBinder, rows: Sequence[Sequence[Any]], events: Sequence[tuple[Event, Mapping[str, str]]]) -> None:
+        self.of = binder
         self._rows = rows
+        self.events = events
         self.depends = binder.depends
         self.needs_context = binder.needs_context
 
     def bind(self, event: Event, captures: Mapping[str, str], context: Context | None) -> tuple[Sequence[Any], dict[str, Any]]:
-        return self._binder.all(self._rows, context)
+        return self.of.all(self._rows, context)
 
 
 class Attempts:
     """Runs handlers, each attempt under its function's time-out."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, processes: ProcessRuntime | None = None) -> None:
         self.dependencies = Dependencies()
         self.sweeper = Sweeper(clock)
         self._monotonic = clock.monotonic
         self._threads = ThreadRuntime()
+        self._processes = processes
 
     async def close(self) -> None:
         try:
             await self.dependencies.close()
         finally:
             self._threads.close()
+            if self._processes is not None:
+                await self._processes.close()
 
     def begin(
         self,
@@ -84,18 +89,21 @@ class Attempts:
         if deadline < self.sweeper.next:
             self.sweeper.schedule(deadline)
         try:
-            context = None
-            if binder.needs_context or binder.depends:
-                id = of if isinstance(of, str) else of.id
-                context = Context(function.name, id, deadline, self._monotonic, function.policy.env, attempt)
             call: Coroutine[Any, Any, Any]
-            args, kwargs = binder.bind(event, captures, context)
-            if lane.plain:
-                call = function.handler(*args, **kwargs)
-                if stream is not None:
-                    call = _streamed(stream, call)
+            if function.isolation == "process":
+                call = self._isolated(lane, binder, event, captures, of if isinstance(of, str) else of.id, slot)
             else:
-                call = self._call(function, args, kwargs, event, context, stream)
+                context = None
+                if binder.needs_context or binder.depends:
+                    id = of if isinstance(of, str) else of.id
+                    context = Context(function.name, id, deadline, self._monotonic, function.policy.env, attempt)
+                args, kwargs = binder.bind(event, captures, context)
+                if lane.plain:
+                    call = function.handler(*args, **kwargs)
+                    if stream is not None:
+                        call = _streamed(stream, call)
+                else:
+                    call = self._call(function, args, kwargs, event, context, stream)
         except (Exception, SystemExit) as error:
             slot.error = error
             return self._ended(lane, binder, slot)
@@ -193,6 +201,10 @@ class Attempts:
             if isinstance(error, asyncio.CancelledError | Overrun):
                 if slot.interrupted:
                     return Interrupted()
+                if slot.expired and isinstance(error, NoEnvironment):
+                    if slot.request:
+                        raise Throttled(str(error))
+                    return Interrupted()
                 if slot.expired:
                     return TimedOut(lane.policy.timeout)
                 if slot.task.cancelling() or isinstance(error, Overrun):
@@ -201,10 +213,35 @@ class Attempts:
             if slot.overran:
                 return TimedOut(lane.policy.timeout)
             # Of a batch, the events that it doesn't name have succeeded.
+            if isinstance(error, _HasFailed):
+                return error.outcome
             return Succeeded(error) if isinstance(error, PartialFailure) and isinstance(binder, Bound) else failure(error)
         finally:
             _rest(slot)
             del error  # its traceback holds this frame
+
+    async def _isolated(self, lane: Lane, binder: Binder | Bound, event: Event, captures: Mapping[str, str], id: str, slot: Slot) -> Any:
+        """Run it in an environment. The time-out counts from when it has one; an event may wait for that as long as for anything."""
+        policy = lane.policy
+        if not slot.request:
+            slot.deadline = self._monotonic() + policy.max_age
+
+        def started() -> None:
+            deadline = slot.deadline = self._monotonic() + policy.timeout
+            if deadline < self.sweeper.next:
+                self.sweeper.schedule(deadline)
+
+        batch = isinstance(binder, Bound)
+        pairs = binder.events if isinstance(binder, Bound) else ((event, captures),)
+        events = [(event.pack(), dict(captures), event.attempt) for event, captures in pairs]
+        number = lane.function.trigger_number(binder.of if isinstance(binder, Bound) else binder)
+        assert self._processes is not None
+        result = await self._processes.run(lane.function.name, Job(id, number, events, policy.timeout, batch), started)
+        if isinstance(result, Failed):
+            raise _HasFailed(result)
+        if isinstance(result, PartialFailure):
+            raise result
+        return result
 
     async def _call(
         self,
@@ -246,6 +283,13 @@ class Attempts:
         finally:
             if isinstance(chunks, Generator):
                 await self._threads.run(chunks.close, (), {})
+
+
+class _HasFailed(Exception):
+    """A handler that ran elsewhere has failed; what that is was said there."""
+
+    def __init__(self, outcome: Failed) -> None:
+        self.outcome = outcome
 
 
 def _rest(slot: Slot) -> None:
@@ -338,24 +382,3 @@ def describe(outcome: Outcome) -> str:
     if isinstance(outcome, TimedOut):
         return f"timed out after {outcome.seconds:g} s" + ("" if outcome.ended else " and refused to end")
     return "interrupted" if isinstance(outcome, Interrupted) else "succeeded"
-
-
-def failure(error: BaseException) -> Failed:
-    """What a handler raised, as Lambda tells it: type, message, and the trace without the router's own frames."""
-    if isinstance(error, Retry):
-        return Failed("Retry", str(error), retry_after=error.after)
-    if isinstance(error, InvalidPayload):
-        return Failed("InvalidPayload", str(error), final=True)
-    if isinstance(error, Reject):
-        return Failed("Reject", str(error), final=True)
-    trace = [
-        line for frame in traceback.extract_tb(error.__traceback__) if not _ours(frame.filename) for line in traceback.format_list([frame])
-    ]
-    return Failed(type(error).__name__, str(error), trace)
-
-
-_HERE = inspect.getfile(Attempts).rsplit("/", 1)[0] + "/"
-
-
-def _ours(filename: str) -> bool:
-    return filename.startswith(_HERE)

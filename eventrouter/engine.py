@@ -41,6 +41,7 @@ from eventrouter.model import (
 )  # fmt: skip
 from eventrouter.notices import Notices
 from eventrouter.runtimes.deadline import Slot
+from eventrouter.runtimes.process import ProcessRuntime
 from eventrouter.runtimes.watchdog import Watchdog
 from eventrouter.settlement import Settlement
 from eventrouter.sources import Binding
@@ -65,10 +66,17 @@ class Engine:
     notices: who is told what goes wrong.
     """
 
-    def __init__(self, functions: Mapping[str, Function], journal: Journal, clock: Clock, concurrency: int = 1000) -> None:
+    def __init__(
+        self,
+        functions: Mapping[str, Function],
+        journal: Journal,
+        clock: Clock,
+        concurrency: int = 1000,
+        processes: ProcessRuntime | None = None,
+    ) -> None:
         self.journal = journal
         self._clock = clock
-        self._attempts = Attempts(clock)
+        self._attempts = Attempts(clock, processes)
         self.dependencies = self._attempts.dependencies
         self._sweeper = self._attempts.sweeper
         self._watchdog = Watchdog(clock.monotonic)
@@ -445,7 +453,7 @@ class Engine:
             if self._stopping or slot.keeper is not None:
                 outcome: Outcome = Interrupted()
             else:
-                bound = Bound(binder, [rows[place] for place in part])
+                bound = Bound(binder, [rows[place] for place in part], [events[place] for place in part])
                 first = events[part[0]][0]
                 outcome = await self._attempts.run(lane, bound, first, NOTHING, id, first.attempt, slot)
             bisect = lane.policy.batch is not None and lane.policy.batch.bisect and len(part) > 1

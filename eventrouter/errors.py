@@ -32,6 +32,22 @@ class NotRunning(EventRouterError):
     """The call needs a running router (or a running handler) and there is none."""
 
 
+def not_running(what: str) -> NotRunning:
+    """What a client says that finds no router."""
+    if _isolated:
+        return NotRunning(f'{what}: a function with isolation="process" has no way to the router; drop that, or do it in another one')
+    return NotRunning(f"{what}: no router is running here; call this inside a handler that eventrouter runs")
+
+
+_isolated = False
+
+
+def set_isolated() -> None:
+    """Said once, in an environment."""
+    global _isolated
+    _isolated = True
+
+
 class InvalidPayload(EventRouterError):
     """An event's data does not fit the handler: `$.celsius: expected float, got str`. Never retried."""
 

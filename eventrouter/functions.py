@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__eventrouter_on__"
 _LIFE = "__eventrouter_life__"
 
-Isolation = Literal["inline", "thread"]
+Isolation = Literal["inline", "thread", "process"]
 RecursiveLoop = Literal["terminate", "allow"]
 
 
@@ -69,6 +69,7 @@ class PolicyKeywords(TypedDict, total=False):
     where: Mapping[str, Any]
     idempotent: Idempotent
     isolation: Isolation
+    min_environments: int
     recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
@@ -88,6 +89,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     where: an EventBridge pattern; what a Lambda function would get of the event must match it, or it's none of the function's.
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
+    min_environments: with isolation="process", how many environments are kept warm.
     recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
         dead letter of it.
     env: what `context.env` holds.
@@ -108,6 +110,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     where: dict[str, Any] | None = None
     idempotent: Idempotent | None = None
     isolation: Isolation | None = None
+    min_environments: Annotated[int, Meta(ge=0)] = 0
     recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
@@ -226,6 +229,8 @@ class Function:
         self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "thread")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
+        if policy.min_environments and self.isolation != "process":
+            raise ConfigError(f'{self.place}: {self.name}: min_environments= needs isolation="process"; add the one or drop the other')
         if re.match(r"\w*:", self.name):
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
         self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
@@ -248,6 +253,8 @@ class Function:
         for trigger in self.triggers:
             if trigger.mode != "request":
                 raise ConfigError(f"{self.place}: {self.name} yields, and nobody waits for what {trigger} starts; return the result")
+        if self.policy.isolation == "process":
+            raise ConfigError(f'{self.place}: {self.name} yields, and a process answers as a whole; drop isolation="process"')
         for keyword in ("batch", "idempotent"):
             if getattr(self.policy, keyword) is not None:
                 raise ConfigError(f"{self.place}: {self.name} yields, so {keyword}= has no result to go by; drop one of the two")
@@ -296,6 +303,10 @@ class Function:
     def idempotency_key(self, event: Event) -> str | None:
         """What makes the event the same as another, by `idempotent`; None: nothing does."""
         return None if self._idempotency is None else self._at(self._idempotency, event)
+
+    def trigger_number(self, binder: object) -> int:
+        """Whose binder that is: the place of its trigger, -1 for direct invocation's."""
+        return next((number for number, trigger in enumerate(self.triggers) if self.binders[trigger] is binder), -1)
 
     @staticmethod
     def _at(path: Callable[[Any], str | None], event: Event) -> str | None:

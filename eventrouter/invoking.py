@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from eventrouter.errors import EventRouterError, NotRunning
+from eventrouter.errors import EventRouterError, not_running
 from eventrouter.model import Event, Failed, Outcome, Succeeded, TimedOut
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def here(what: str) -> Here:
     """Raises NotRunning, naming `what` was called."""
     found = _here.get(None)
     if found is None:
-        raise NotRunning(f"{what}: no router is running here; call it inside a handler that eventrouter runs")
+        raise not_running(what)
     return found
 
 

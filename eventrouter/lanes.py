@@ -81,7 +81,7 @@ class Lane:
         self.trigger = trigger
         self.triggers = function.triggers if trigger is None else (trigger,)
         self.filters = trigger is not None and (function.where is not None or trigger.content_pattern is not None)
-        self.plain = function.is_async and not function.streams and not function.binders[None].depends
+        self.plain = function.isolation == "inline" and function.is_async and not function.streams and not function.binders[None].depends
         self.forgets = policy.on_success is None and policy.idempotent is None and policy.batch is None
         self.taken = 0
         self.active = 0

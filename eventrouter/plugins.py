@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pluggy
 
 from eventrouter import hookspecs
-from eventrouter.errors import PluginError, suggest
+from eventrouter.errors import ConfigError, PluginError, suggest
 from eventrouter.hookspecs import Plugin
 from eventrouter.model import Trigger
 
@@ -69,3 +70,27 @@ def _ask(manager: pluggy.PluginManager, module: Any, origin: str) -> Plugin:
     if not isinstance(answer, Plugin):
         raise PluginError(f"{origin}: eventrouter_plugin() returned {answer!r}, not a Plugin")
     return answer
+
+
+def make_trigger(triggers: Mapping[str, Callable[..., Trigger]], table: Any, place: str) -> Trigger:
+    """`{ mqtt = "sensors/+/raw", qos = 1 }`: the first key names the trigger, its value is the first argument.
+
+    Raises ConfigError that begins with `place`.
+    """
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f'{place} on: {table!r} is no trigger; write {{ mqtt = "sensors/+/raw", qos = 1 }}')
+    (name, first), *rest = table.items()
+    make = triggers.get(name)
+    if make is None:
+        raise ConfigError(f"{place} on: no trigger is named {name!r}{suggest(name, triggers)}")
+    keywords = dict(rest)
+    parameters = inspect.signature(make).parameters
+    starred = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), "")
+    for key in keywords:
+        if key not in parameters:
+            raise ConfigError(f"{place} on: {name} has no option {key!r}{suggest(key, list(parameters)[1:])}")
+    more = keywords.pop(starred, ())
+    try:
+        return make(first, *(more if isinstance(more, list | tuple) else [more]), **keywords)
+    except (TypeError, ValueError, ConfigError) as error:
+        raise ConfigError(f"{place} on: {error}") from None

@@ -14,7 +14,7 @@ import msgspec
 from eventrouter.clock import Clock
 from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message
-from eventrouter.errors import EventRouterError, NotRunning
+from eventrouter.errors import EventRouterError, not_running
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Journal, QueueDepth, Received
 from eventrouter.model import NOTHING, Event, HttpRequest, Notice, Outcome, Response, Stream, Trigger
@@ -350,7 +350,7 @@ class Source(Generic[ConfigT]):
         """
         found = _current.get({}).get(cls.name)
         if not isinstance(found, cls):
-            raise NotRunning(f"{cls.name}: no router is running here; call this inside a handler that eventrouter runs")
+            raise not_running(cls.name)
         return found
 
 

@@ -1,0 +1,127 @@
+"""What the router, the template and the environments say to each other: length-prefixed MessagePack, over socket pairs."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Final
+
+import msgspec
+
+from eventrouter.model import Failed
+
+_HEAD: Final = 4  # bytes of a frame's length
+_CHUNK: Final = 256 * 1024
+
+
+class Recipe(msgspec.Struct, array_like=True):
+    """What the template makes the app's functions of.
+
+    modules: (as the app names it, the folder that it is relative to). path: where Python looks for modules.
+    overrides: `[functions.NAME]` tables without what is none of an environment's business.
+    """
+
+    modules: list[tuple[str, str]]
+    path: list[str]
+    overrides: dict[str, dict[str, Any]]
+
+
+class Order(msgspec.Struct, array_like=True):
+    """To the template. signal: for the environment of that number; None: fork it, from the descriptors that come along."""
+
+    number: int
+    signal: int | None = None
+
+
+class Told(msgspec.Struct, array_like=True):
+    """From the template: environment `number` ended with that wait status. Number 0: the app is loaded, or `fault` says why not."""
+
+    number: int
+    status: int = 0
+    fault: str = ""
+
+
+class Setup(msgspec.Struct, array_like=True):
+    """To an environment, first. variables: its `os.environ`, besides what the template has; env: what `context.env` holds."""
+
+    function: str
+    variables: dict[str, str]
+    env: dict[str, str]
+
+
+class Job(msgspec.Struct, array_like=True):
+    """To an environment: run this. id: the invocation's. trigger: its number among the function's, -1: none.
+
+    events: each packed, with its captures and which attempt at it this is; several only for a `batch`. seconds: the time-out.
+    report: whether somebody asks for the `peak`. token: what the environment must have got before it begins.
+    """
+
+    id: str
+    trigger: int
+    events: list[tuple[bytes, dict[str, str], int]]
+    seconds: float
+    batch: bool
+    report: bool = False
+    token: int = 0
+
+
+class Answer(msgspec.Struct, array_like=True):
+    """From an environment: what a job came to; the first says that it is ready for one.
+
+    value: what the handler returned; for a Response its body, status and headers; for a PartialFailure its items and message.
+    peak: the environment's memory at most so far, MB; 0: nobody asked.
+    """
+
+    kind: str  # "returned", "response", "partial", "failed"
+    value: Any
+    failed: Failed | None = None
+    peak: int = 0
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def frame(message: Any) -> bytes:
+    """Raises what msgspec raises for what can't be encoded."""
+    data = _encode(message)
+    return len(data).to_bytes(_HEAD, "big") + data
+
+
+class Frames:
+    """Cuts what is read into frames."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        if not self._rest and len(chunk) - _HEAD == int.from_bytes(chunk[:_HEAD], "big"):  # the usual case
+            return [chunk[_HEAD:]]
+        self._rest += chunk
+        found, start = [], 0
+        while len(self._rest) - start >= _HEAD:
+            end = start + _HEAD + int.from_bytes(self._rest[start : start + _HEAD], "big")
+            if end > len(self._rest):
+                break
+            found.append(bytes(self._rest[start + _HEAD : end]))
+            start = end
+        del self._rest[:start]
+        return found
+
+
+class Line:
+    """Takes frames from a blocking socket, one by one."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._frames = Frames()
+        self._waiting: list[bytes] = []
+
+    def take(self) -> bytes | None:
+        """The next frame; None: the other side has ended it."""
+        while not self._waiting:
+            chunk = self._end.recv(_CHUNK)
+            if not chunk:
+                return None
+            self._waiting = self._frames.feed(chunk)
+        return self._waiting.pop(0)

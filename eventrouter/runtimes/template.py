@@ -1,0 +1,183 @@
+"""The template process: it imports the user's app once, and forks environments when the router says so.
+
+A program of its own, `python -m eventrouter.runtimes.template DESCRIPTOR`, so that no environment has anything of the router's memory. It
+ends, and all its environments with it, when the router does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from eventrouter.errors import EventRouterError
+from eventrouter.functions import Function, UserImportError, collect, load
+from eventrouter.plugins import load_plugins, make_trigger
+from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Told, frame
+from eventrouter.runtimes.worker import serve
+
+_PDEATHSIG: Final = 1  # of prctl(2)
+_ORPHANED: Final = signal.SIGUSR2  # not SIGTERM, which a service manager sends to the whole group while the router drains
+_DESCRIPTORS: Final = 4  # with each order to fork: where the environment's jobs and tokens come from, where its answers and output go
+
+
+def main(descriptor: int) -> None:
+    _die_with_parent(_ORPHANED)
+    control = socket.socket(fileno=descriptor)
+    line = Line(control)
+    asked = line.take()
+    if asked is None:
+        return
+    try:
+        functions = _make(msgspec.msgpack.decode(asked, type=Recipe))
+    except BaseException as error:  # whatever the user's code does when it is imported, the router is told
+        control.sendall(frame(Told(0, fault=_why(error))))
+        return
+    # What the root logger gets is printed, as the router prints it, unless the app has said otherwise.
+    logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(name)s %(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    gc.collect()
+    gc.freeze()  # else each environment's collector would copy what they all share
+    control.sendall(frame(Told(0)))
+    _Template(control, functions).run()
+
+
+def _make(recipe: Recipe) -> dict[str, Function]:
+    sys.path[:] = recipe.path
+    modules = [module for name, folder in recipe.modules for module in load(name, Path(folder))]
+    overrides = {name: dict(table) for name, table in recipe.overrides.items()}
+    if any("on" in table for table in overrides.values()):
+        triggers = load_plugins().triggers
+        for name, table in overrides.items():
+            if "on" in table:
+                entries = table["on"] if isinstance(table["on"], list) else [table["on"]]
+                table["on"] = [make_trigger(triggers, entry, f"[functions.{name}]") for entry in entries]
+    return collect(modules, overrides).functions
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, EventRouterError) and not isinstance(error, UserImportError):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+class _Template:
+    def __init__(self, control: socket.socket, functions: Mapping[str, Function]) -> None:
+        self._control = control
+        self._functions = functions
+        self._pids: dict[int, int] = {}  # of living environments, by number
+        self._woken, self._waker = socket.socketpair()  # a signal writes to it
+        for end in (self._woken, self._waker):
+            end.setblocking(False)
+
+    def run(self) -> None:
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.signal(_ORPHANED, lambda number, frame: sys.exit())
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.set_wakeup_fd(self._waker.fileno())
+        try:
+            self._obey()
+        finally:
+            for pid in self._pids.values():
+                _kill(pid, signal.SIGKILL)
+
+    def _obey(self) -> None:
+        frames = Frames()
+        descriptors: list[int] = []
+        while True:
+            ready, _, _ = select.select([self._control, self._woken], [], [])
+            if self._woken in ready:
+                with suppress(BlockingIOError):
+                    self._woken.recv(4096)
+                self._reap()
+            if self._control in ready:
+                data, fds, _, _ = socket.recv_fds(self._control, 4096, 64)
+                if not data:
+                    return
+                descriptors += fds
+                for order in (msgspec.msgpack.decode(each, type=Order) for each in frames.feed(data)):
+                    if order.signal is None:
+                        given, descriptors = descriptors[:_DESCRIPTORS], descriptors[_DESCRIPTORS:]
+                        self._fork(order.number, *given)
+                    elif (pid := self._pids.get(order.number)) is not None:
+                        _kill(pid, order.signal)
+
+    def _fork(self, number: int, jobs: int, tokens: int, answers: int, output: int) -> None:
+        try:
+            pid = os.fork()
+        except OSError:  # out of processes or memory: as if it had died at once
+            self._tell(Told(number, signal.SIGKILL))
+        else:
+            if pid == 0:
+                self._become(jobs, tokens, answers, output)
+            self._pids[number] = pid
+        for descriptor in (jobs, tokens, answers, output):
+            os.close(descriptor)
+
+    def _become(self, jobs: int, tokens: int, answers: int, output: int) -> NoReturn:
+        """An environment, in the child."""
+        code = 1
+        try:
+            os.setpgid(0, 0)  # so that what it starts ends with it
+            _die_with_parent(signal.SIGKILL)
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM, _ORPHANED):
+                signal.signal(number, signal.SIG_DFL)
+            for end in (self._control, self._woken, self._waker):
+                end.close()
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.close(output)
+            serve(socket.socket(fileno=jobs), socket.socket(fileno=tokens), answers, self._functions)
+            code = 0
+        except OSError:  # the router is gone
+            pass
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _reap(self) -> None:
+        for number, pid in list(self._pids.items()):
+            # Looked at before it is reaped: so long its number can't be another's, and what it started can be ended.
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            _kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            del self._pids[number]
+            self._tell(Told(number, status))
+
+    def _tell(self, told: Told) -> None:
+        with suppress(OSError):  # the router is gone: `_obey` sees that next
+            self._control.sendall(frame(told))
+
+
+def _kill(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)  # it may not have made its group yet
+
+
+def _die_with_parent(number: int) -> None:
+    """Where the kernel can: elsewhere the end of the line says that the parent has died."""
+    if sys.platform == "linux":
+        libc: Any = ctypes.CDLL(None)
+        libc.prctl(_PDEATHSIG, number, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
