@@ -66,8 +66,8 @@ class TestFile(JournalContract):
                 raise fault
 
         monkeypatch.setattr(Database, "transaction", full)
-        journal.settle(one, DONE)
-        journal.settle(two, RetryAt(clock.time() + 10, 1))
+        journal.settle(one, DONE, entries("g", 7, 8))
+        journal.settle(two, RetryAt(clock.time() + 10, 1), entries("g", 9))
         with pytest.raises(JournalError, match=told):
             await journal.accept(entries("f", 3))
         assert told in journal.fault
@@ -77,6 +77,8 @@ class TestFile(JournalContract):
         assert await journal.accept(entries("f", 4)) == [True]
         assert numbers(await self.claims(journal, 1)) == [4]  # its credit was not used up by what failed
         assert (await journal.depth())["f"] == {"waiting": 1, "running": 1, "dead": 0}
+        journal.want("g", 9)
+        assert numbers(await self.claims(journal, 3)) == [7, 8, 9]  # what follows from a settlement is kept with it
 
     @pytest.mark.parametrize("amid", ["whole", "damaged", "tried", "keyed"])
     async def test_a_backlog_comes_whole_and_in_order_whatever_is_amid(self, journal: SqliteJournal, clock: ManualClock, amid: str) -> None:

@@ -128,12 +128,13 @@ class SqliteJournal:
         try:
             if self._pressure:
                 raise JournalError(self._pressure)
-            self._put(self._accept(future, claims))
+            self._put(self._accept(future, claims, cuts=self._cuts))
         except JournalError as error:
             future.set_exception(error)
         return future
 
-    def _accept(self, future: asyncio.Future[list[bool]], claims: Sequence[Claim]) -> Accept:
+    def _accept(self, future: asyncio.Future[list[bool]], claims: Sequence[Claim], *, cuts: bool) -> Accept:
+        """cuts: into segments; not for what is tried again when a commit fails, as these change on their way into the file."""
         seq, born = self._seq, self._clock.monotonic()
         accept = Accept(future, claims, seq, born)
         together: list[Claim] = []
@@ -148,7 +149,7 @@ class SqliteJournal:
                     accept.parts += self._cut(together)
                     together = []
                 function = claim.function
-                whole = self._cuts and not is_queue(function)  # messages of queues are received one by one
+                whole = cuts and not is_queue(function)  # messages of queues are received one by one
             if whole and claim.key is None and claim.note is None and not claim.delay:
                 together.append(claim)
                 continue
@@ -214,7 +215,7 @@ class SqliteJournal:
         if isinstance(decision, Done) and key is None and not copies and not notes:
             operation = [claim]
         else:
-            accept = self._accept(asyncio.get_running_loop().create_future(), copies) if copies else None
+            accept = self._accept(asyncio.get_running_loop().create_future(), copies, cuts=False) if copies else None
             packed = None if claim.segment is None or isinstance(decision, Done) else _packed(claim.event)
             if isinstance(decision, Done):
                 operation = Settlement("done", seq, claim, packed, accept, notes)
