@@ -385,20 +385,20 @@ class Writer(Thread):
         if not claims:
             return
         lane = self._lane(segment.function)
-        if not lane.waits and lane.credit >= len(claims) and self._room(lane) > 0:
+        direct = not lane.waits and lane.credit >= len(claims) and self._room(lane) > 0
+        if direct:
             self._remember(lane)
             lane.passed = segment.seq
             lane.credit -= len(claims)
             lane.held += segment.size
             commit.claims += claims
-            if not whole or whole[-1][0].seq not in self._database.segments or not whole[-1][0].joined(segment, claims):
-                self._database.segments[segment.seq] = segment
-                whole.append((segment, at))
-            return
-        if not lane.waits or (lane.credit > 0 and lane not in self._hungry):
+        elif not lane.waits or (lane.credit > 0 and lane not in self._hungry):
             self._wake(lane)
-        if not whole or whole[-1][0].seq in self._database.segments or not whole[-1][0].joined(segment, claims):
-            whole.append((segment, at))
+        if whole and (whole[-1][0].seq in self._database.segments) is direct and whole[-1][0].joined(segment, claims):
+            return
+        if direct:
+            self._database.segments[segment.seq] = segment
+        whole.append((segment, at))
 
     def _accept_single(
         self,
