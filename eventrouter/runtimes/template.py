@@ -22,10 +22,10 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from eventrouter.errors import EventRouterError
+from eventrouter.errors import EventRouterError, set_isolated
 from eventrouter.functions import Function, UserImportError, collect, load
 from eventrouter.plugins import load_plugins, make_trigger
-from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Told, frame
+from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Setup, Told, frame
 from eventrouter.runtimes.worker import serve
 
 _PDEATHSIG: Final = 1  # of prctl(2)
@@ -141,7 +141,12 @@ class _Template:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
-            serve(socket.socket(fileno=jobs), socket.socket(fileno=tokens), answers, self._functions)
+            line = Line(socket.socket(fileno=jobs))
+            if (first := line.take()) is not None:
+                setup = msgspec.msgpack.decode(first, type=Setup)
+                set_isolated()
+                os.environ.update(setup.variables)
+                serve(self._functions[setup.function], setup.env, line, socket.socket(fileno=tokens), answers)
             code = 0
         except OSError:  # the router is gone
             pass

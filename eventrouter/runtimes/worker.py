@@ -16,11 +16,10 @@ import msgspec
 from eventrouter.batches import PartialFailure
 from eventrouter.binding import BatchBinder, Dependencies
 from eventrouter.clock import SystemClock
-from eventrouter.errors import set_isolated
 from eventrouter.functions import Function
 from eventrouter.model import Context, Event, Failed, Response
 from eventrouter.runtimes.failures import failure
-from eventrouter.runtimes.frames import Answer, Job, Line, Setup, frame
+from eventrouter.runtimes.frames import Answer, Job, Line, frame
 
 # What a handler may raise that ends an attempt, and not its environment.
 _ENDS: Final = (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError)
@@ -28,20 +27,13 @@ _job = msgspec.msgpack.Decoder(Job).decode
 _MEGABYTE: Final = 1024 * 1024 if sys.platform == "darwin" else 1024  # in the unit of ru_maxrss
 
 
-def serve(jobs: socket.socket, tokens: socket.socket, answers: int, functions: Mapping[str, Function]) -> None:
-    """Answer jobs until the router ends the line of tokens.
+def serve(function: Function, env: Mapping[str, str], line: Line, tokens: socket.socket, answers: int) -> None:
+    """Answer jobs, which come by `line`, until the router ends the line of tokens. env: what `context.env` holds.
 
     A job may be begun by whoever reads its token: so the router can take back those that wait here behind one that takes long, and
     send many at once to one that doesn't.
     """
-    line = Line(jobs)
-    first = line.take()
-    if first is None:
-        return
-    setup = msgspec.msgpack.decode(first, type=Setup)
-    set_isolated()
-    os.environ.update(setup.variables)
-    worker = _Worker(functions[setup.function], setup.env)
+    worker = _Worker(function, env)
     _give(answers, frame(Answer("ready", None)))
     while token := tokens.recv(1):
         while (data := line.take()) is not None:
