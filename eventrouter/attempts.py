@@ -23,9 +23,10 @@ from eventrouter.lanes import Callers, Found, Lane
 from eventrouter.lineage import set_cause
 from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Stream, Succeeded, TimedOut
 from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, finish
+from eventrouter.runtimes.environments import NoEnvironment
 from eventrouter.runtimes.failures import failure
 from eventrouter.runtimes.frames import Job
-from eventrouter.runtimes.process import NoEnvironment, ProcessRuntime
+from eventrouter.runtimes.process import ProcessRuntime
 from eventrouter.runtimes.thread import ThreadRuntime
 
 # A claim, what it is for if an attempt at it has begun, and what came of that; no outcome: its handler waits for something.

@@ -28,7 +28,7 @@ from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
-from eventrouter.runtimes.process import Report, report
+from eventrouter.runtimes.environments import Report, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
