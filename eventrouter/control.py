@@ -46,6 +46,7 @@ def describe_function(function: Function) -> dict[str, Any]:
     policy = msgspec.to_builtins(function.policy)
     policy["backoff"] = str(function.policy.backoff)
     policy["isolation"] = function.isolation
+    policy["network"] = msgspec.to_builtins(function.network)
     del policy["name"], policy["tags"]
     policy["env"] = sorted(function.policy.env)  # values may be secret
     return {

@@ -20,7 +20,7 @@ from eventrouter.batches import PartialFailure
 from eventrouter.functions import Function
 from eventrouter.model import Response
 from eventrouter.runtimes.forking import lambda_variables
-from eventrouter.runtimes.frames import Answer, Frames, Job, Setup, frame
+from eventrouter.runtimes.frames import Answer, Frames, Job, Setup
 
 _CHUNK: Final = 256 * 1024
 
@@ -67,7 +67,7 @@ class Crew:
         self.name = function.name
         self.minimum = function.policy.min_environments
         env = function.policy.env
-        self.setup = frame(Setup(function.name, {**lambda_variables(function, folder), **env}, env))
+        self.setup = Setup(function.name, {**lambda_variables(function, folder), **env}, env)
         self.idle: list[Environment] = []
         self.queue: deque[Call] = deque()
         self.count = self.starting = 0

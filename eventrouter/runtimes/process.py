@@ -22,6 +22,7 @@ from eventrouter.model import Failed
 from eventrouter.runtimes.environments import Call, Crew, Environment, NoEnvironment, outcome, report
 from eventrouter.runtimes.forking import GRACE, Template, cause_of_death, oom_kills
 from eventrouter.runtimes.frames import Answer, Job, Order, Recipe, Told, frame
+from eventrouter.runtimes.netns import Namespaces
 
 log = logging.getLogger("eventrouter")
 
@@ -44,6 +45,7 @@ class ProcessRuntime:
         kept = sum(crew.minimum for crew in self._crews.values())
         if kept > limit:
             raise ConfigError(f"min_environments= of all functions come to {kept}, [app] processes is {limit}; lower them, or raise it")
+        self._namespaces = Namespaces({name: function.network for name, function in functions.items() if function.network is not None})
         self._environments: dict[int, Environment] = {}
         self._numbers = self._calls = 0
         self._dispatching = False
@@ -57,8 +59,11 @@ class ProcessRuntime:
         self._oom_kills = oom_kills()
 
     async def start(self) -> None:
-        """Load the app into the template. Raises ConfigError when it can't be."""
+        """Make the functions' networks, load the app into the template. Raises ConfigError when they can't be."""
         self._context = contextvars.copy_context()
+        await self._namespaces.build()
+        for crew in self._crews.values():
+            crew.setup.network = self._namespaces.path(crew.name)
         fault = await self._load()
         if fault:
             raise ConfigError(f"the app can't be loaded for isolated functions: {fault}")
@@ -79,6 +84,7 @@ class ProcessRuntime:
         if self._template is not None:
             template, self._template = self._template, None
             await template.close()
+        await self._namespaces.close()
 
     async def run(self, name: str, job: Job, started: Callable[[], None]) -> Any:
         """What the handler returned, a PartialFailure that it raised, or Failed. started: called when it begins.
@@ -272,7 +278,7 @@ class ProcessRuntime:
             loop.add_reader(answers, self._readable, environment)
             loop.add_reader(output, environment.pass_on)
             self._template.order(Order(environment.number), theirs.fileno(), tokens[1].fileno(), answered, printed)
-            environment.write(crew.setup)
+            environment.write(frame(crew.setup))
         finally:
             theirs.close()
             os.close(answered)

@@ -26,6 +26,7 @@ from eventrouter.errors import EventRouterError, set_isolated
 from eventrouter.functions import Function, UserImportError, collect, load
 from eventrouter.plugins import load_plugins, make_trigger
 from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Setup, Told, frame
+from eventrouter.runtimes.netns import enter
 from eventrouter.runtimes.worker import serve
 
 _PDEATHSIG: Final = 1  # of prctl(2)
@@ -145,6 +146,8 @@ class _Template:
             if (first := line.take()) is not None:
                 setup = msgspec.msgpack.decode(first, type=Setup)
                 set_isolated()
+                if setup.network:
+                    enter(setup.network)
                 os.environ.update(setup.variables)
                 serve(self._functions[setup.function], setup.env, line, socket.socket(fileno=tokens), answers)
             code = 0
