@@ -27,11 +27,10 @@ from eventrouter.model import Failed, function_arn
 from eventrouter.runtimes.failures import failure
 from eventrouter.runtimes.frames import Answer, Job, Line, frame
 from eventrouter.runtimes.peers import descendants, of_descendant
-from eventrouter.runtimes.programs import find_program
+from eventrouter.runtimes.programs import INIT, find_program
 from eventrouter.runtimes.runtime_api import Invocation, RuntimeApi
 from eventrouter.runtimes.worker import bound, give
 
-_INIT: Final = 10.0  # seconds to ask for work in, as on Lambda; after that it costs time of the first invocation
 _LAST_WORDS: Final = 0.2  # seconds in which what an ended program has sent is read
 _PDEATHSIG: Final = 1  # of prctl(2)
 _job = msgspec.msgpack.Decoder(Job).decode
@@ -57,7 +56,7 @@ class _Environment:
         self._tokens.setblocking(False)
         self._program = self._start(await self._api.listen())
         self._ended = asyncio.ensure_future(asyncio.to_thread(self._program.wait))
-        await self._unless_it_ends(self._api.asks.wait(), _INIT)
+        await self._unless_it_ends(self._api.asks.wait(), INIT)
         give(self._answers, frame(Answer("ready", None)))
         while (job := await self._next_job()) is not None:
             give(self._answers, await self._answer(job))

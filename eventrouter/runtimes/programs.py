@@ -14,6 +14,7 @@ import msgspec
 from eventrouter.errors import ConfigError
 from eventrouter.functions import Policy
 
+INIT: Final = 10.0  # seconds to ask for work in, as on Lambda; after that it costs time of the first invocation
 _BOOTSTRAPS: Final = Path(__file__).with_name("bootstraps")
 # As on Lambda: what starts quickly matters more here than what runs quickest in the end.
 _JAVA: Final = ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto")

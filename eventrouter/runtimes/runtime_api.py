@@ -70,6 +70,7 @@ class RuntimeApi:
         self._answer: asyncio.Future[Any] | None = None
         self._given = asyncio.Event()
         self._server: asyncio.Server | None = None
+        self._talks: set[asyncio.Task[Any]] = set()
 
     async def listen(self) -> str:
         """Its address, `host:port`."""
@@ -77,9 +78,12 @@ class RuntimeApi:
         host, port = self._server.sockets[0].getsockname()
         return f"{host}:{port}"
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._server is not None:
             self._server.close()
+        for talk in self._talks:
+            talk.cancel()
+        await asyncio.gather(*self._talks, return_exceptions=True)
 
     async def invoke(self, invocation: Invocation) -> Any:
         """Give it to the program, which must be asking. What comes of it: Failed, or else the answer: as JSON says, or text, or bytes."""
@@ -133,6 +137,10 @@ class RuntimeApi:
     # How it is asked
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._talks.add(task)
+        task.add_done_callback(self._talks.discard)
         talk = _Talk(reader, writer)
         admitted = self._admits(writer.get_extra_info("socket"))
         try:
@@ -212,7 +220,7 @@ class _Talk:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._http = h11.Connection(h11.SERVER)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_CHUNK)  # trailers may be long
         self.size = 0
         self.trailers: list[tuple[bytes, bytes]] = []
 
