@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +21,7 @@ from eventrouter.errors import ConfigError
 from eventrouter.plugins import load_plugins
 from eventrouter.runtimes.runtime_api import LIMIT
 from servers import program
+from support import until
 from test_process_runtime import lives
 
 FUNCTIONS = Path(__file__).parent / "data" / "functions"
@@ -80,7 +81,11 @@ async def running(folder: Path, settings: str) -> AsyncIterator[Callable[..., An
         yield call
 
 
-async def test_the_same_in_every_language(tmp_path: Path, language: str, settings: str) -> None:
+def test_the_same_in_every_language(tmp_path: Path, language: str, settings: str) -> None:
+    asyncio.run(_the_same(tmp_path, language, settings))  # on one loop: the router's part is the same for all, and was tested on both
+
+
+async def _the_same(tmp_path: Path, language: str, settings: str) -> None:
     async with running(tmp_path, settings) as call:
         for payload in ({"a": [1, 2.5, "ä\n\"", None, True, {"b": {}}, []]}, {"text": "x" * 5_900_000}):
             assert await call("echo", payload) == Succeeded(payload)
@@ -102,3 +107,290 @@ async def test_the_same_in_every_language(tmp_path: Path, language: str, setting
         words = f"Response payload size ({LIMIT + 1} bytes) exceeded maximum allowed payload size ({LIMIT} bytes)."
         assert await call("large", {"size": LIMIT - 1}) == Failed("Function.ResponseSizeTooLarge", words)
         assert await call("large", {"size": 2}) == Succeeded("xx")
+
+
+# Node.js, by the bootstrap that comes with eventrouter
+
+NODE = """
+exports.waits = (event, context, callback) => {
+  callback(null, "called back");
+  setTimeout(() => console.log("later"), 50);
+};
+exports.hurries = (event, context, callback) => {
+  context.callbackWaitsForEmptyEventLoop = false;
+  callback(null, "called back");
+  setTimeout(() => console.log("never seen in time"), 100_000);
+};
+exports.succeeds = (event, context) => context.succeed("succeeded");
+exports.fails = (event, context) => context.fail("a text");
+exports.forgets = () => "a result that nobody gets";
+exports.throws = () => {
+  throw new TypeError("at once");
+};
+exports.rejects = async () => Promise.reject(null);
+exports.circular = async () => {
+  const it = {};
+  it.it = it;
+  return it;
+};
+exports.uncaught = (event, context, callback) => {
+  setTimeout(() => {
+    throw new RangeError("out of reach");
+  }, 1);
+};
+exports.unhandled = async () => {
+  Promise.reject(new RangeError("out of reach"));
+  await new Promise((done) => setTimeout(done, 1000));
+};
+exports.exits = async () => process.exit(7);
+exports.deep = { er: { handler: async () => "deeper" } };
+exports.streams = awslambda.streamifyResponse(async (event, stream) => {
+  stream.write("one ");
+  stream.end("two");
+});
+exports.answers = awslambda.streamifyResponse(async (event, stream) => {
+  const http = awslambda.HttpResponseStream.from(stream, { statusCode: 201, headers: { "x-a": "b" } });
+  http.end("made");
+});
+exports.breaks = awslambda.streamifyResponse(async (event, stream) => {
+  stream.write("one ");
+  throw new TypeError("amid it");
+});
+exports.cannot = awslambda.streamifyResponse(async () => {
+  throw new TypeError("before it");
+});
+"""
+HTTP = {"statusCode": 201, "headers": {"x-a": "b"}, "body": "bWFkZQ==", "isBase64Encoded": True}
+OUTCOMES = [
+    ("waits", "called back"),
+    ("hurries", "called back"),
+    ("succeeds", "succeeded"),
+    ("forgets", None),
+    ("deep.er.handler", "deeper"),
+    ("streams", "one two"),
+    ("answers", HTTP),
+    ("fails", ("string", "a text")),
+    ("throws", ("TypeError", "at once")),
+    ("rejects", ("object", "null")),
+    ("circular", ("Runtime.MarshalError", "Unable to marshal response: Converting circular structure")),
+    ("uncaught", ("RangeError", "out of reach")),
+    ("unhandled", ("Runtime.UnhandledPromiseRejection", "out of reach")),
+    ("exits", ("Runtime.ExitError", "Runtime exited with error: exit status 7")),
+    ("breaks", ("TypeError", "amid it")),
+    ("cannot", ("TypeError", "before it")),
+]
+
+
+async def test_what_node_handlers_come_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "index.js").write_text(NODE)
+    names = [name for name, _ in OUTCOMES]
+    settings = "".join(table(name.partition(".")[0], "nodejs", tmp_path, f"index.{name}", timeout=60) for name in names)
+    async with running(tmp_path, settings) as call:
+        for name, expected in OUTCOMES:
+            for _ in range(2):  # what ends the process must not be at the next one's expense
+                outcome = await call(name.partition(".")[0])
+                if isinstance(expected, tuple):
+                    assert outcome.error_type == expected[0]
+                    assert expected[1] in outcome.error_message
+                else:
+                    assert outcome == Succeeded(expected), name
+    assert capsys.readouterr().out.count("later") == 2
+
+
+MODULES = {
+    "cjs.cjs": "exports.handler = async () => 'cjs'",
+    "esm.mjs": "import { readFile } from 'node:fs/promises'; await readFile(import.meta.filename ?? '/dev/null');"
+    "export const handler = async () => 'esm'",
+    "typed/package.json": '{"type": "module"}',
+    "typed/index.js": "export const handler = async () => 'typed'",
+    "node_modules/packed/index.js": "exports.handler = async () => 'packed'",
+    "broken.js": "exports.handler = async () => {",
+    "needs.js": "require('nowhere')",
+    "raises.js": "throw new RangeError('while it is loaded')",
+    "value.js": "exports.handler = 1",
+}
+
+
+def test_how_node_handlers_are_found(tmp_path: Path) -> None:
+    for name, text in MODULES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    _finds(
+        tmp_path,
+        "nodejs",
+        ("cjs.handler", "cjs"),
+        ("esm.handler", "esm"),
+        ("typed/index.handler", "typed"),
+        ("packed.handler", "packed"),
+        ("nothing.handler", ("Runtime.ImportModuleError", "Cannot find module 'nothing'")),
+        ("needs.handler", ("Runtime.ImportModuleError", "Cannot find module 'nowhere'")),
+        ("broken.handler", ("Runtime.UserCodeSyntaxError", "SyntaxError: Unexpected end of input")),
+        ("raises.handler", ("RangeError", "while it is loaded")),
+        ("value.handler", ("Runtime.HandlerNotFound", "value.handler is not a function")),
+        ("value.other", ("Runtime.HandlerNotFound", "value.other is undefined or not exported")),
+        ("value", ("Runtime.MalformedHandlerName", "Bad handler 'value'")),
+        ("../x.handler", ("Runtime.MalformedHandlerName", "Bad handler '../x.handler'")),
+    )
+
+
+EVENT = [3, -1.5, "\u00e4\U0001f600"]
+JAVA = """
+import java.io.*;
+import java.util.*;
+interface Logger { void log(String text); }
+interface Context { Logger getLogger(); }
+public class Streams {
+    public void handleRequest(InputStream in, OutputStream out, Context context) throws IOException {
+        context.getLogger().log("logged");
+        in.transferTo(out);
+    }
+    public List<Object> list(List<Object> numbers) { Collections.reverse(numbers); return numbers; }
+    public Object unfit(Date date) { return null; }
+    public Object odd(Object event) { return new Date(); }
+}
+"""
+
+
+def test_how_java_handlers_are_found(tmp_path: Path) -> None:
+    (tmp_path / "Streams.java").write_text(JAVA)
+    _finds(
+        tmp_path,
+        "java",
+        ("Streams", EVENT),
+        ("Streams::list", EVENT[::-1]),
+        ("Streams::unfit", ("Runtime.HandlerNotFound", "nothing fills parameter 1")),
+        ("Streams::odd", ("Runtime.MarshalError", "a java.util.Date is no JSON")),
+        ("Nothing", ("Runtime.ImportModuleError", "Class not found: Nothing")),
+    )
+
+
+def test_compiled_java_needs_no_source(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/Streams.java").write_text(JAVA)
+    command = [program("javac", "default-jdk-headless"), "-d", str(tmp_path), str(tmp_path / "source/Streams.java")]
+    subprocess.run(command, check=True, timeout=60)
+    shutil.rmtree(tmp_path / "source")
+    (tmp_path / "Broken.java").write_text("class Broken {")
+    _finds(tmp_path, "java", ("Streams::list", EVENT[::-1]), ("Nothing", ("Runtime.UserCodeSyntaxError", "Broken.java")))
+
+
+def _finds(code: Path, runtime: str, *handlers: tuple[str, Any]) -> None:
+    """Each comes to that: a result, or the type of an error and words of its message."""
+
+    async def find() -> None:
+        settings = "".join(table(f"f{place}", runtime, code, handler, timeout=60) for place, (handler, _) in enumerate(handlers))
+        async with running(code, settings) as call:
+            outcomes = await asyncio.gather(*(call(f"f{place}", EVENT) for place in range(len(handlers))))
+        for (handler, result), outcome in zip(handlers, outcomes, strict=True):
+            if isinstance(result, tuple):
+                assert (handler, outcome.error_type) == (handler, result[0])
+                assert result[1] in outcome.error_message
+            else:
+                assert (handler, outcome) == (handler, Succeeded(result))
+
+    asyncio.run(find())
+
+
+# Amazon's own client for Node.js, which has to be compiled: where somebody has installed it
+
+
+def test_the_official_client_for_node(tmp_path: Path) -> None:
+    client = shutil.which("aws-lambda-ric")
+    if client is None:
+        pytest.skip("npm install --global aws-lambda-ric, which takes minutes, puts it on PATH")
+    tables = []
+    for name in HANDLERS:
+        seconds = 1 if name == "hangs" else 60
+        tables.append(table(name, "nodejs", FUNCTIONS / "nodejs", f"index.{name}", command=[client, f"index.{name}"], timeout=seconds))
+    asyncio.run(_the_same(tmp_path, "nodejs", "".join(tables)))
+
+
+# What holds for every program
+
+ATTACK = """
+import http.client, os
+from pathlib import Path
+
+def attack(event, context):
+    listening = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"}
+    own = int(os.environ["AWS_LAMBDA_RUNTIME_API"].partition(":")[2])
+    ports = {int(each.partition(":")[2], 16) for each in listening if each.startswith("0100007F")} - {own}
+    said = {}
+    for port in sorted(ports):
+        for method, path in (
+            ("POST", f"invocation/{event}/response"), ("POST", f"invocation/{event}/error"), ("POST", "init/error"), ("GET", "invocation/next"),
+        ):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            try:
+                connection.request(method, "/2018-06-01/runtime/" + path, b'"forged"' if method == "POST" else None)
+                answer = connection.getresponse()
+                said[f"{port} {path}"] = (answer.status, answer.read().decode(errors="replace"))
+            except OSError:
+                pass
+    return said
+"""
+VICTIM = """
+const fs = require("node:fs");
+exports.victim = async (event, context) => {
+  fs.writeFileSync("id.txt", context.awsRequestId);
+  while (!fs.existsSync("go.txt")) await new Promise((done) => setTimeout(done, 10));
+  return "its own";
+};
+"""
+
+
+async def test_no_sibling_can_answer_for_another(tmp_path: Path) -> None:
+    (tmp_path / "attack.py").write_text(ATTACK)
+    (tmp_path / "index.js").write_text(VICTIM)
+    settings = table("attack", "python", tmp_path, "attack.attack", timeout=60)
+    async with running(tmp_path, settings + table("victim", "nodejs", tmp_path, "index.victim", timeout=60)) as call:
+        victim = asyncio.create_task(call("victim"))
+        await until(lambda: (tmp_path / "id.txt").exists() and (tmp_path / "id.txt").read_text() != "")
+        said = (await call("attack", (tmp_path / "id.txt").read_text())).result
+        refused = [status for status, text in said.values() if status == 403 and "another environment's" in text]
+        assert len(refused) == 4, said
+        assert not victim.done()
+        (tmp_path / "go.txt").touch()
+        assert await victim == Succeeded("its own")
+
+
+SHELL = """#!/bin/sh
+api=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime
+next() { curl -sS -D head -o event "$api/invocation/next"; id=$(sed -n 's/^Lambda-Runtime-Aws-Request-Id: *\\([^[:cntrl:]]*\\).*/\\1/pI' head); }
+answer() { curl -sS -o /dev/null -d "$1" "$api/invocation/$id/response"; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("exit 3", ("Runtime.ExitError", "exit status 3")),
+        ("exit 0", ("Runtime.ExitError", "without providing a reason")),
+        ("kill -9 $$", ("Runtime.ExitError", "signal: killed")),
+        ("next; exit 4", ("Runtime.ExitError", "exit status 4")),
+        ("next; kill -11 $$", ("Runtime.ExitError", "signal: segmentation fault")),
+        ("next; answer 1; exit 5", 1),
+        ("while next; do answer 1; done", 1),
+        ("trap '' TERM; next; while :; do sleep 1; done", TimedOut(1)),
+        ("sleep 60 & sleep 60", TimedOut(1)),
+        (
+            'curl -sS -d \'{"errorType": "Mine", "errorMessage": "not today"}\' "$api/init/error"; exit 1',
+            ("Mine", "not today"),
+        ),
+    ],
+)
+async def test_how_programs_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], script: str, expected: Any) -> None:
+    (tmp_path / "bootstrap").write_text(f"{SHELL}echo pid $$\n{script}\n")
+    (tmp_path / "bootstrap").chmod(0o755)
+    settings = f"[functions.it]\nruntime = 'provided'\ncode = '{tmp_path}'\ntimeout = {1 if isinstance(expected, TimedOut) else 60}\n"
+    async with running(tmp_path, settings) as call:
+        for _ in range(2):
+            outcome = await call("it")
+            if isinstance(expected, tuple):
+                assert outcome.error_type == expected[0]
+                assert expected[1] in outcome.error_message
+            else:
+                assert outcome == (expected if isinstance(expected, TimedOut) else Succeeded(expected))
+    pids = [int(pid) for pid in re.findall(r"pid (\d+)", capsys.readouterr().out)]
+    assert pids
+    await until(lambda: not any(map(lives, pids)))
