@@ -386,11 +386,11 @@ def collect(
         if twin:
             raise ConfigError(f"two functions are named {name!r}: {twin.place} and {function.place}; give one a name=")
         found.functions[name] = function
-    for name, override in overrides.items():
+    for name, table in overrides.items():
         if name not in found.functions:
-            if not is_foreign(override):
+            if not is_foreign(table):
                 raise ConfigError(f"[functions.{name}]: no such function{suggest(name, found.functions)}")
-            found.functions[name] = _foreign(name, dict(override))
+            found.functions[name] = _foreign(name, dict(table))
     return found
 
 

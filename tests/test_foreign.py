@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from eventrouter import App, Event, Failed, Outcome, Succeeded, TimedOut
+from eventrouter import App, Event, Failed, Outcome, Succeeded, TimedOut, on
 from eventrouter.config import load_config
 from eventrouter.errors import ConfigError
 from eventrouter.plugins import load_plugins
@@ -87,7 +87,7 @@ def test_the_same_in_every_language(tmp_path: Path, language: str, settings: str
 
 async def _the_same(tmp_path: Path, language: str, settings: str) -> None:
     async with running(tmp_path, settings) as call:
-        for payload in ({"a": [1, 2.5, "ä\n\"", None, True, {"b": {}}, []]}, {"text": "x" * 5_900_000}):
+        for payload in ({"a": [1, 2.5, 'ä\n"', None, True, {"b": {}}, []]}, {"text": "x" * 5_900_000}):
             assert await call("echo", payload) == Succeeded(payload)
         told = (await call("introspect", {"k": 1})).result
         assert (told["event"], told["name"]) == ({"k": 1}, "introspect")
@@ -318,7 +318,10 @@ def attack(event, context):
     said = {}
     for port in sorted(ports):
         for method, path in (
-            ("POST", f"invocation/{event}/response"), ("POST", f"invocation/{event}/error"), ("POST", "init/error"), ("GET", "invocation/next"),
+            ("POST", f"invocation/{event}/response"),
+            ("POST", f"invocation/{event}/error"),
+            ("POST", "init/error"),
+            ("GET", "invocation/next"),
         ):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
             try:
@@ -356,7 +359,10 @@ async def test_no_sibling_can_answer_for_another(tmp_path: Path) -> None:
 
 SHELL = """#!/bin/sh
 api=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime
-next() { curl -sS -D head -o event "$api/invocation/next"; id=$(sed -n 's/^Lambda-Runtime-Aws-Request-Id: *\\([^[:cntrl:]]*\\).*/\\1/pI' head); }
+next() {
+    curl -sS -D head -o event "$api/invocation/next"
+    id=$(sed -n 's/^Lambda-Runtime-Aws-Request-Id: *\\([^[:cntrl:]]*\\).*/\\1/pI' head)
+}
 answer() { curl -sS -o /dev/null -d "$1" "$api/invocation/$id/response"; }
 """
 
@@ -372,7 +378,6 @@ answer() { curl -sS -o /dev/null -d "$1" "$api/invocation/$id/response"; }
         ("next; answer 1; exit 5", 1),
         ("while next; do answer 1; done", 1),
         ("trap '' TERM; next; while :; do sleep 1; done", TimedOut(1)),
-        ("sleep 60 & sleep 60", TimedOut(1)),
         (
             'curl -sS -d \'{"errorType": "Mine", "errorMessage": "not today"}\' "$api/init/error"; exit 1',
             ("Mine", "not today"),
@@ -394,3 +399,68 @@ async def test_how_programs_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     pids = [int(pid) for pid in re.findall(r"pid (\d+)", capsys.readouterr().out)]
     assert pids
     await until(lambda: not any(map(lives, pids)))
+
+
+def test_a_program_that_never_asks_is_ended_by_its_time_out(tmp_path: Path) -> None:
+    settings = f"[functions.it]\ncommand = ['sleep', '60']\ncode = '{tmp_path}'\ntimeout = 1\n"
+
+    async def run() -> None:
+        async with running(tmp_path, settings) as call:
+            assert await call("it") == TimedOut(1)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            "runtime = 'nodejs20.x'",
+            r"\[functions.it\] runtime='nodejs20.x': .*did you mean 'nodejs'\?; the version is that of what is installed",
+        ),
+        ("runtime = 'nodejs'", r"\[functions.it\]: handler= is missing"),
+        ("handler = 'a.b'\ncode = 'nowhere'", r"\[functions.it\] code: .*/nowhere is no folder"),
+        ("runtime = 'provided'", r"\[functions.it\]: .*/bootstrap is no program that can be run; put it there and make it executable"),
+        ("runtime = 'go'", r"/bootstrap is no program that can be run; build it there with `go build -o bootstrap`"),
+        ("command = ['./plain.txt']", r"/plain.txt is no program that can be run"),
+        ("command = ['no-such-program']", r"there is no 'no-such-program' on this machine's PATH; install it, or name another"),
+        ("command = []", r"\[functions.it\]: command=\[\]: "),
+        ("runtime = 'provided'\nisolation = 'inline'", r"\[functions.it\]: isolation='inline': what is no Python runs in a process"),
+        ("runtime = 'provided'\nname = 'other'", r"\[functions.it\] name: the table's own name is the function's"),
+        ("runtime = 'provided'\non = [{ http = 'nonsense' }]", r"\[functions.it\] on: "),
+        ("timeout = 5", r"\[functions.it\]: no such function"),
+    ],
+)
+def test_what_can_not_be_run_is_an_error_at_load(tmp_path: Path, settings: str, words: str) -> None:
+    (tmp_path / "plain.txt").touch()
+    if settings.startswith("timeout"):
+        (tmp_path / "app.py").touch()
+    with pytest.raises(ConfigError, match=words):
+        app_of(tmp_path, f"[functions.it]\n{settings}\n")
+
+
+def test_a_missing_interpreter_is_an_error_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for runtime, needed in (("nodejs", "node"), ("java", "java")):
+        with pytest.raises(ConfigError, match=f"there is no '{needed}' on this machine's PATH; install it"):
+            app_of(tmp_path, table("it", runtime, tmp_path, "index.handler"))
+    (tmp_path / "java").touch(0o755)
+    with pytest.raises(ConfigError, match="is of a JRE, which can't compile; install a JDK"):
+        app_of(tmp_path, table("it", "java", tmp_path, "index.handler"))
+
+
+def test_python_functions_have_no_runtime(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"test_foreign.py:\d+: runtime= belongs into \[functions.NAME\]"):
+        on(runtime="nodejs")  # type: ignore[call-arg]
+    (tmp_path / "app.py").write_text("from eventrouter import on\n@on()\nasync def it(event, context): ...\n")
+    with pytest.raises(ConfigError, match=r"\[functions.it\] handler: it is a Python function, at .*app.py:2; drop it, or rename"):
+        app_of(tmp_path, "[functions.it]\nhandler = 'index.handler'\n")
+    assert list(app_of(tmp_path, "[functions.other]\ncommand = ['true']\n").functions) == ["it", "other"]
+
+
+def test_an_app_without_python_needs_no_app_py(tmp_path: Path) -> None:
+    app = app_of(tmp_path, "[functions.it]\ncommand = ['true']\non = [{ http = 'GET /it' }, { cron = '0 7 * * *' }]\n")
+    (function,) = app.functions.values()
+    assert (function.is_lambda, function.isolation, len(function.triggers)) == (True, "process", 2)
+    with pytest.raises(ConfigError, match="app.py: no such file"):
+        app_of(tmp_path, "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse, ClientSession
+from aiohttp import ClientError, ClientResponse, ClientSession
 
 from eventrouter import Failed
 from eventrouter.runtimes.runtime_api import LIMIT, Invocation, RuntimeApi
@@ -210,6 +210,6 @@ async def test_more_than_anybody_reads_ends_the_connection() -> None:
             for _ in range(20):
                 yield bytes(LIMIT)
 
-        with pytest.raises(OSError):
+        with pytest.raises(ClientError):
             await ask("POST", f"{PREFIX}/invocation/A/response", data=chunks())
         assert (await seen).error_type == "Runtime.TruncatedResponse"

@@ -37,7 +37,7 @@ _job = msgspec.msgpack.Decoder(Job).decode
 
 
 def serve(function: Function, line: Line, tokens: socket.socket, answers: int) -> NoReturn:
-    """As `worker.serve`, for a function without Python, but that the process ends with it. If its program ends by itself, in the same way."""
+    """As `worker.serve`, for a function without Python, and then end the process: as its program has ended, if that did by itself."""
     asyncio.new_event_loop().run_until_complete(_Environment(function, line, tokens, answers).run())
     raise AssertionError
 
@@ -72,7 +72,11 @@ class _Environment:
         program = find_program(policy, Path(), f"[functions.{self._function.name}]")
         given = {"AWS_LAMBDA_RUNTIME_API": address, "LAMBDA_TASK_ROOT": str(program.folder), "_HANDLER": policy.handler or ""}
         return subprocess.Popen(  # noqa: S603 - the user's own
-            program.command, cwd=program.folder, env={**os.environ, **given}, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent()
+            program.command,
+            cwd=program.folder,
+            env={**os.environ, **given},
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent(),  # noqa: PLW1509 - there are no threads yet
         )
 
     async def _unless_it_ends(self, what: Coroutine[Any, Any, Any], seconds: float | None = None) -> Any:
@@ -119,9 +123,7 @@ class _Environment:
         trace = f"Root=1-{int(now):08x}-{secrets.token_hex(12)};Parent={secrets.token_hex(8)};Sampled=0"
         deadline = int((now + job.seconds) * 1000)
         payload = msgspec.json.encode(args[0])
-        return await self._unless_it_ends(
-            self._api.invoke(Invocation(job.id, payload, deadline, function_arn(self._function.name), trace))
-        )
+        return await self._unless_it_ends(self._api.invoke(Invocation(job.id, payload, deadline, function_arn(self._function.name), trace)))
 
 
 def _die_with_parent() -> Callable[[], None]:

@@ -98,6 +98,7 @@ class _Worker:
         except _ENDS as error:
             return _raised(error, job)
 
+
 def bound(function: Function, env: Mapping[str, str], job: Job) -> tuple[Any, dict[str, Any], Event, Context]:
     """Its arguments, by place and by name. Raises what is wrong with the event."""
     binder = function.binders[None if job.trigger < 0 else function.triggers[job.trigger]]
