@@ -255,8 +255,7 @@ class _Talk:
         if close:
             headers.append(("Connection", "close"))
         head = h11.Response(status_code=status, reason=HTTPStatus(status).phrase, headers=headers)
-        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
-            self._writer.write(self._http.send(event) or b"")
+        self._writer.write(b"".join(self._http.send(event) or b"" for event in (head, h11.Data(data=body), h11.EndOfMessage())))
         await self._writer.drain()
 
     async def _event(self) -> Any:
