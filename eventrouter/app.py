@@ -20,7 +20,7 @@ from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
 from eventrouter.errors import ConfigError, JournalError, suggest
-from eventrouter.functions import Collected, Function, collect, load
+from eventrouter.functions import Collected, Function, collect, is_foreign, load
 from eventrouter.invoking import Here, make_here
 from eventrouter.journal.protocol import Journal
 from eventrouter.model import Event, Notice, Outcome
@@ -29,6 +29,7 @@ from eventrouter.plugins import Plugins, load_plugins, make_trigger
 from eventrouter.runtimes.frames import Recipe
 from eventrouter.runtimes.netns import refusal
 from eventrouter.runtimes.process import ProcessRuntime
+from eventrouter.runtimes.programs import find_program
 from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
 log = logging.getLogger("eventrouter")
@@ -76,7 +77,7 @@ class App:
         found: list[ModuleType] = []
         base = folder
         if not modules:
-            modules, base = self.config.app.modules, self.config.base
+            modules, base = self._usual_modules(), self.config.base
         for module in modules:
             if isinstance(module, str):
                 self._named.append((module, base))
@@ -85,6 +86,13 @@ class App:
             else:
                 found.append(module)
         return found
+
+    def _usual_modules(self) -> tuple[str, ...]:
+        if self.config.app.modules is not None:
+            return self.config.app.modules
+        # An app may be of other languages alone.
+        needed = (self.config.base / "app.py").exists() or not any(map(is_foreign, self.config.functions.values()))
+        return ("app.py",) if needed else ()
 
     def _collect(self) -> Collected:
         overrides: dict[str, dict[str, Any]] = {}
@@ -165,15 +173,21 @@ class App:
         isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
         importable = {id(value) for module in self._importable for value in vars(module).values()}
         for name, function in isolated.items():
-            if id(function.handler) not in importable:
+            if id(function.handler) not in importable and not function.foreign:
                 raise ConfigError(
                     f'{function.place}: {name}: isolation="process" needs a handler that another process can import: one at the top level '
                     "of a module that the App is given by name or file"
                 )
         if not isolated:
             return None
-        theirs = {name: table for name, table in self.config.functions.items() if id(self.functions[name].handler) in importable}
-        overrides = {name: {key: value for key, value in table.items() if key != "env"} for name, table in theirs.items()}
+        overrides: dict[str, dict[str, Any]] = {}
+        for name, table in self.config.functions.items():
+            function = self.functions[name]
+            if function.foreign or id(function.handler) in importable:
+                overrides[name] = {key: value for key, value in table.items() if key != "env"}
+            if function.foreign:
+                find_program(function.policy, self.config.base, function.place)
+                overrides[name]["code"] = str(self.config.base / (function.policy.code or ""))
         recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides)
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
         return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit)

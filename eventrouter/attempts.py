@@ -27,6 +27,7 @@ from eventrouter.runtimes.environments import NoEnvironment
 from eventrouter.runtimes.failures import failure
 from eventrouter.runtimes.frames import Job
 from eventrouter.runtimes.process import ProcessRuntime
+from eventrouter.runtimes.programs import INIT
 from eventrouter.runtimes.thread import ThreadRuntime
 
 # A claim, what it is for if an attempt at it has begun, and what came of that; no outcome: its handler waits for something.
@@ -230,6 +231,8 @@ class Attempts:
         policy = lane.policy
         if not slot.request:
             slot.deadline = self._monotonic() + policy.max_age
+        elif lane.function.foreign:
+            slot.deadline += INIT  # other languages are not ready in a moment, and no time-out should have to be as long as that
 
         def started() -> None:
             deadline = slot.deadline = self._monotonic() + policy.timeout
