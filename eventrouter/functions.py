@@ -31,6 +31,7 @@ _LIFE = "__eventrouter_life__"
 
 Isolation = Literal["inline", "thread", "process"]
 RecursiveLoop = Literal["terminate", "allow"]
+Enforce = Literal["strict", "best-effort"]
 
 
 class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +71,9 @@ class PolicyKeywords(TypedDict, total=False):
     idempotent: Idempotent
     isolation: Isolation
     min_environments: int
+    memory: int
+    sandbox: bool
+    enforce: Enforce
     recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
@@ -90,6 +94,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
     min_environments: with isolation="process", how many environments are kept warm.
+    memory: with isolation="process", MB that an environment has at most; its share of the CPU is proportional, 1769 MB = one core.
+    sandbox: with isolation="process", it can write nothing but a /tmp of its own.
+    enforce: whether a limit that this machine can't keep is an error at start, or, with "best-effort", a warning.
     recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
         dead letter of it.
     env: what `context.env` holds.
@@ -111,6 +118,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     idempotent: Idempotent | None = None
     isolation: Isolation | None = None
     min_environments: Annotated[int, Meta(ge=0)] = 0
+    memory: Annotated[int, Meta(ge=128, le=10240)] | None = None
+    sandbox: bool = False
+    enforce: Enforce = "strict"
     recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
@@ -229,8 +239,9 @@ class Function:
         self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "thread")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
-        if policy.min_environments and self.isolation != "process":
-            raise ConfigError(f'{self.place}: {self.name}: min_environments= needs isolation="process"; add the one or drop the other')
+        for keyword in ("min_environments", "memory", "sandbox"):
+            if getattr(policy, keyword) and self.isolation != "process":
+                raise ConfigError(f'{self.place}: {self.name}: {keyword}= needs isolation="process"; add the one or drop the other')
         if re.match(r"\w*:", self.name):
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
         self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
