@@ -32,6 +32,7 @@ _LARGEST: Final = 10_240  # MB of a file outside of a sandbox
 _MEGABYTE: Final = 1024 * 1024
 _UIDS: Final = 0x70000000  # a sandbox's is this and its process's number: no living process of the machine has the same
 _PIDS: Final = 1 << 22  # there are no more
+_TMP: Final = Path("/tmp")  # noqa: S108
 _DEVICES: Final = ("full", "null", "ptmx", "pts", "random", "tty", "urandom", "zero")
 _RAW: Final = re.compile(r"k?mem|port|kmsg|nvram|sg\d+|nvme\d+")  # beside block devices: what leads past the file system
 
@@ -53,7 +54,7 @@ class Means(msgspec.Struct):
     groups: version of the control groups for "memory", "cpu", "pids"; without: why there are not all. mounts: by what right the
     template has a view of the file system of its own, "root" or "user namespace"; "": it has none. landlock: version of its
     interface, 0: none. seccomp: whether calls can be refused. root: whether the router runs as such. uids: whether sandboxes get user
-    ids of their own.
+    ids of their own; private: what of the code no other user can read.
     """
 
     groups: dict[str, int] = {}
@@ -63,33 +64,44 @@ class Means(msgspec.Struct):
     seccomp: bool = False
     root: bool = False
     uids: bool = False
+    private: str = ""
 
 
-_AS_SERVICE: Final = "run it as root, or as a systemd service with Delegate=yes"
+AS_SERVICE: Final = "run it as root, or as a systemd service with Delegate=yes"
+
+
+PROCESS: Final = 'isolation="process"'
 
 
 def lacking(means: Means, asked: Confinement) -> Iterator[tuple[str, str, str]]:
     """Of what can't be kept here: the option, what is missing, the remedy."""
     if kernel.LINUX and not means.mounts and not means.landlock:
         yield (
-            'isolation="process"',
+            PROCESS,
             "nothing keeps it from reading the router's data folder: this kernel has no Landlock, and allows no mount namespace",
             "allow user namespaces, or boot with lsm=landlock",
         )
     if asked.memory and not (kernel.LINUX and "cpu" in means.groups):
         why = means.without if kernel.LINUX else "it takes Linux"
-        yield f"memory={asked.memory}", f"its share of the CPU can't be enforced: {why}", _AS_SERVICE
+        yield f"memory={asked.memory}", f"its share of the CPU can't be enforced: {why}", AS_SERVICE
     if not asked.sandbox:
         return
     if not (means.mounts or means.landlock >= 3):  # before that, files could be cut short
         yield "sandbox=True", "nothing keeps it from writing: it takes mount namespaces, or Landlock of Linux 6.2", "allow user namespaces"
     if not means.seccomp:
         yield "sandbox=True", "this kernel filters no calls (seccomp), or its architecture isn't known", "run it on x86_64 or aarch64"
-    if not means.uids and means.landlock < kernel.SCOPES_SINCE:
+    if means.root and not means.uids:
+        yield (
+            "sandbox=True",
+            "it can't have a user id of its own"
+            + (f", as no other user can read {means.private}" if means.private else " in this container"),
+            f"chmod -R o+rX {means.private}" if means.private else "give the container more user ids",
+        )
+    elif not means.uids and means.landlock < kernel.SCOPES_SINCE:
         yield (
             "sandbox=True",
             "nothing keeps it from sending signals to the router: it takes Landlock of Linux 6.12, or a user id of its own",
-            "run it as root, with code that every user can read",
+            "run it as root",
         )
 
 
@@ -100,9 +112,9 @@ class Shelter:
     no other. Raises OSError.
     """
 
-    def __init__(self, hidden: Iterable[str], code: Iterable[str], key: str) -> None:
+    def __init__(self, hidden: Iterable[str], code: Iterable[str | Path], key: str) -> None:
         self._hidden = [path for path in hidden if os.path.lexists(path)]
-        self._code = sorted({os.path.realpath(path) for path in code if path and Path(path).exists()})
+        self._code = [Path(path).resolve() for path in code if path and Path(path).is_dir()]
         self._key = key
         root = os.geteuid() == 0
         self.means = means = Means(root=root, landlock=kernel.landlock(), seccomp=kernel.has_seccomp())
@@ -121,19 +133,12 @@ class Shelter:
                 self._hide(enter)
                 means.mounts = right
                 break
-        means.uids = root and not self.unreadable and _succeeds(_become, _UIDS + _PIDS)
+        closed = [folder for path in self._code for folder in path.parents if root and not _open_to_all(folder, stat.S_IXOTH)]
+        self._covers = _outermost([_TMP, *closed])
+        means.private = next((str(path) for path in self._code if not _open_to_all(path, stat.S_IROTH | stat.S_IXOTH)), "")
+        means.uids = root and bool(means.mounts) and not means.private and _succeeds(_become, _UIDS + _PIDS)
         if means.landlock:
             self._rules = kernel.ruleset((), ["/"]) if means.mounts else kernel.ruleset(*self._granted())
-
-    @property
-    def unreadable(self) -> str:
-        """What of the code another user could not read, or nothing."""
-        for path in self._code:
-            for each in (Path(path), *Path(path).parents):
-                mode = each.stat().st_mode
-                if not mode & (stat.S_IXOTH if each.is_dir() else stat.S_IROTH):
-                    return str(each)
-        return ""
 
     @property
     def memory(self) -> str:
@@ -264,40 +269,43 @@ class Shelter:
             os.close(rules)
         if self._rules is not None and rules is not self._rules:
             os.close(self._rules)
-        if asked.sandbox and self.means.seccomp:
-            kernel.refuse_calls()
+        if self.means.seccomp:
+            kernel.refuse_calls(sandbox=asked.sandbox)
         kernel.die_with_parent(signal.SIGKILL)
         return variables
 
     def _seal(self) -> None:
-        """Nothing can be written but a /tmp of its own. Code that is below the machine's is in it, too."""
+        """Nothing can be written but a /tmp of its own, and of folders that are their owner's alone there is the code that is in them."""
         kernel.unshare(kernel.NEWNS)
         kernel.read_only("/")
-        below = [path for path in self._code if path.startswith("/tmp/")]  # noqa: S108
-        sources = [(Path(path), os.open(path, os.O_PATH)) for path in below if not any(path.startswith(f"{other}/") for other in below)]
-        kernel.mount("none", "/tmp", "tmpfs", kernel.NOSUID | kernel.NODEV, f"size={TMP}m,mode=1777")  # noqa: S108
+        sources = [(path, os.open(path, os.O_PATH)) for path in _outermost(self._code) if any(path.is_relative_to(c) for c in self._covers)]
+        for cover in self._covers:
+            options = f"size={TMP}m,mode=1777" if cover == _TMP else "size=1m,mode=755"
+            kernel.mount("none", str(cover), "tmpfs", kernel.NOSUID | kernel.NODEV, options)
         for path, source in sources:
-            given = f"/proc/self/fd/{source}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir() if Path(given).is_dir() else path.touch()
-            kernel.mount(given, str(path), "", kernel.BIND)
+            path.mkdir(parents=True)
+            # With all that is mounted below: that's what covers the router's files.
+            kernel.mount(f"/proc/self/fd/{source}", str(path), "", kernel.BIND | kernel.REC)
             kernel.read_only(str(path))
             os.close(source)
+        for cover in self._covers:
+            if cover != _TMP:
+                kernel.read_only(str(cover), below=False)
 
     def _folder(self, number: int) -> str:
         return "" if self.means.mounts else f"{tempfile.gettempdir()}/eventrouter-{self._key}-{number}"
 
 
-def look() -> Means:
+def look(*code: Path) -> Means:
     """What this machine has. It takes a process of its own to try."""
-    done = subprocess.run([sys.executable, "-P", "-c", _LOOK], capture_output=True, check=False)  # noqa: S603 - itself
+    done = subprocess.run([sys.executable, "-P", "-c", _LOOK, *map(str, code)], capture_output=True, check=False)  # noqa: S603 - itself
     return msgspec.json.decode(done.stdout, type=Means) if done.returncode == 0 else Means(without=done.stderr.decode().strip()[-200:])
 
 
 _LOOK: Final = """
 import os, sys, msgspec
 from eventrouter.runtimes.confine import Shelter
-shelter = Shelter([], [], f"doctor-{os.getpid()}")
+shelter = Shelter([], sys.argv[1:], f"doctor-{os.getpid()}")
 shelter.close(())
 sys.stdout.write(msgspec.json.encode(shelter.means).decode())
 """
@@ -342,6 +350,19 @@ def _raw_devices(folder: str) -> Iterator[str]:
                     yield from _raw_devices(entry.path)
             elif stat.S_ISBLK(entry.stat().st_mode) or _RAW.fullmatch(entry.name):
                 yield entry.path
+
+
+def _open_to_all(path: Path, mode: int) -> bool:
+    return path.stat().st_mode & mode == mode
+
+
+def _outermost(paths: Iterable[Path]) -> list[Path]:
+    """Without those that are within others."""
+    found: list[Path] = []
+    for path in sorted(set(paths)):
+        if not any(path.is_relative_to(other) for other in found):
+            found.append(path)
+    return found
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -118,9 +118,10 @@ def restrict(rules: int) -> None:
     _checked(_libc.syscall(_LANDLOCK_RESTRICT, rules, 0), "landlock_restrict_self")
 
 
-# Seccomp: calls that no handler needs and that have been ways out. Their numbers by architecture.
+# Seccomp. Calls are told by their numbers, on x86_64 and on aarch64.
 
 _X86, _ARM = 0xC000003E, 0xC00000B7
+# No handler needs these, and they have been ways out.
 _REFUSED: Final[dict[str, tuple[int, int]]] = {
     "acct": (163, 89), "add_key": (248, 217), "bpf": (321, 280), "chroot": (161, 51), "delete_module": (176, 106),
     "finit_module": (313, 273), "fsconfig": (431, 431), "fsmount": (432, 432), "fsopen": (430, 430), "fspick": (433, 433),
@@ -131,6 +132,12 @@ _REFUSED: Final[dict[str, tuple[int, int]]] = {
     "ptrace": (101, 117), "quotactl": (179, 60), "reboot": (169, 142), "request_key": (249, 218), "setns": (308, 268),
     "swapoff": (168, 225), "swapon": (167, 224), "umount2": (166, 39), "unshare": (272, 97), "userfaultfd": (323, 282),
 }  # fmt: skip
+# With these a process is bent to another's will, and only the user decides who may: which argument says whose.
+_OF_OTHERS: Final = {
+    "ioprio_set": ((251, 30), 1), "prlimit64": ((302, 261), 0), "sched_setaffinity": ((203, 122), 0), "sched_setattr": ((314, 274), 0),
+    "sched_setparam": ((142, 118), 0), "sched_setscheduler": ((144, 119), 0), "setpriority": ((141, 140), 1),
+}  # fmt: skip
+_OF_A_USER: Final = {"ioprio_set": 3, "setpriority": 2}  # the first argument, when it is all of a user's processes
 _CLONE, _CLONE3 = (56, 220), 435
 _NAMESPACES: Final = 0x7E020000  # CLONE_NEW*
 _ALLOW, _ERROR, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
@@ -148,18 +155,21 @@ def _arch() -> tuple[int, int] | None:
     return {"x86_64": (_X86, 0), "aarch64": (_ARM, 1)}.get(platform.machine())
 
 
-def refuse_calls() -> None:
-    """This process and all that it starts. It needs NO_NEW_PRIVS. 32-bit programs are killed: their numbers mean other calls."""
+def refuse_calls(*, sandbox: bool) -> None:
+    """To this process and all that it starts: what changes other processes; in a sandbox, what leads out of it, too.
+
+    It needs NO_NEW_PRIVS. 32-bit programs are killed: their numbers mean other calls.
+    """
     arch = _arch()
     assert arch is not None
-    program = _filter(*arch)
+    program = _filter(*arch, sandbox)
     code = ctypes.create_string_buffer(program, len(program))
     described = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code)))
     _checked(_libc.prctl(SECCOMP, 2, described, 0, 0), "seccomp")
 
 
-def _filter(arch: int, column: int) -> bytes:
-    """Classic BPF over `struct seccomp_data`: number at 0, architecture at 4, the first argument's lower half at 16."""
+def _filter(arch: int, column: int, sandbox: bool) -> bytes:
+    """Classic BPF over `struct seccomp_data`: number at 0, architecture at 4, the first argument's lower half at 16, the next's at 24."""
 
     def load(offset: int) -> bytes:
         return struct.pack("HBBI", 0x20, 0, 0, offset)
@@ -170,11 +180,17 @@ def _filter(arch: int, column: int) -> bytes:
     def answer(value: int) -> bytes:
         return struct.pack("HBBI", 0x06, 0, 0, value)
 
-    refused = answer(_ERROR | _EPERM)
+    refused, allowed = answer(_ERROR | _EPERM), answer(_ALLOW)
     steps = [load(4), jump(arch, 1, 0), answer(_KILL), load(0), jump(_X32, 0, 1, 0x35), answer(_KILL)]
+    for name, (numbers, place) in _OF_OTHERS.items():
+        if name in _OF_A_USER:
+            steps += [jump(numbers[column], 0, 4), load(16), jump(_OF_A_USER[name], 0, 1), refused, load(0)]
+        steps += [jump(numbers[column], 0, 4), load(16 + 8 * place), jump(0, 1, 0), refused, allowed]
+    if not sandbox:
+        return b"".join([*steps, allowed])
     for numbers in _REFUSED.values():
         steps += [jump(numbers[column], 0, 1), refused]
     # Its flags are out of the filter's sight: libraries fall back to clone.
     steps += [jump(_CLONE3, 0, 1), answer(_ERROR | _ENOSYS)]
-    steps += [jump(_CLONE[column], 0, 3), load(16), jump(_NAMESPACES, 0, 1, 0x45), refused, answer(_ALLOW)]
+    steps += [jump(_CLONE[column], 0, 3), load(16), jump(_NAMESPACES, 0, 1, 0x45), refused, allowed]
     return b"".join(steps)

@@ -42,7 +42,7 @@ def main(descriptor: int) -> None:
     if asked is None:
         return
     recipe = msgspec.msgpack.decode(asked, type=Recipe)
-    code = [*recipe.path, *(str(place) for name, folder in recipe.modules if (place := Path(folder, name)).exists()), *_PYTHON]
+    code = [*recipe.path, *(each for name, base in recipe.modules for each in (base, Path(base, name).parent)), *_PYTHON]
     shelter = Shelter(recipe.hidden, code, recipe.key)  # first: once there are threads, the kernel lets none in
     try:
         functions = _make(recipe)
