@@ -16,7 +16,7 @@ from eventrouter.app import App, lock
 from eventrouter.cli.common import Place, app_option, dump, json_option, place_options
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.hookspecs import Finding
-from eventrouter.runtimes.cgroups import CORE, PROCESSES
+from eventrouter.runtimes.cgroups import CORE, FEW, PROCESSES
 from eventrouter.runtimes.confine import AS_SERVICE, FILES, PROCESS, Confinement, Means, confinement, lacking, look
 from eventrouter.runtimes.kernel import LINUX, SCOPES_SINCE
 
@@ -109,7 +109,7 @@ def _isolation(means: Means) -> Iterator[Finding]:
     if "pids" in groups:
         yield Finding("ok", f"processes: {groups['pids']}; {PROCESSES} of each environment")
     else:
-        yield Finding("note", f"processes: not bounded; {without}")
+        yield Finding("note", f"processes: {FEW} more of the router's user than at its start, by RLIMIT_NPROC; {without}")
     yield Finding("ok", f"files: {FILES} open at once in each process, by RLIMIT_NOFILE")
     if means.mounts:
         yield Finding("ok", f"data folder: out of isolated functions' sight, by a mount namespace ({means.mounts})")

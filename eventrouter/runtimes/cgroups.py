@@ -11,9 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from eventrouter.runtimes import kernel
+
 CONTROLLERS: Final = ("memory", "cpu", "pids")
 PROCESSES: Final = 1024  # of an environment, threads included, as in Lambda
+FEW: Final = 256  # that the user of the router may have more than at its start, where there is no group for them
 CORE: Final = 1769  # MB of memory that come with one core, as in Lambda
+_YIELDING: Final = 10  # or a template and a router that share a core with hundreds of processes would hardly get to end them
 _PERIOD: Final = 20_000  # microseconds; at the usual 100,000 a small function would stand still for 90 ms on end
 _MEGABYTE: Final = 1024 * 1024
 _PATIENCE: Final = 200  # hundredths of a second that a killed process may take to be gone
@@ -197,14 +201,30 @@ class Groups:
 
 
 class Watch:
-    """Where there is no group for memory: looks at what processes have, many times a second, and kills who has too much."""
+    """Where there are no groups: looks at what processes have, many times a second, and kills who has too much memory.
+
+    And ends what an environment leaves behind: orphans become the template's, whoever started them.
+    """
 
     EVERY: Final = 0.05  # seconds
+    _SOON: Final = 0.01
 
     def __init__(self) -> None:
         self._limits: dict[int, int] = {}  # bytes, by process, with what it shares with its template
         self._killed: set[int] = set()
         self._kills = oom_kills()
+        self._most = 0
+        self._orphans = False
+
+    def adopt(self) -> None:
+        """In the template."""
+        kernel.prctl(kernel.CHILD_SUBREAPER, 1)
+        self._most = _threads(os.getuid()) + FEW
+
+    def bound(self) -> None:
+        """In an environment: its processes."""
+        resource.setrlimit(resource.RLIMIT_NPROC, (self._most, self._most))
+        os.nice(_YIELDING)
 
     @staticmethod
     def enter(memory: int) -> None:
@@ -216,22 +236,45 @@ class Watch:
         if memory:
             self._limits[pid] = _anonymous(os.getpid()) + memory * _MEGABYTE
 
-    @property
-    def busy(self) -> bool:
-        return bool(self._limits)
+    def look(self, known: Iterable[int]) -> float | None:
+        """Seconds until it wants to look again. known: the environments that live."""
+        if self._orphans:
+            self._end_orphans(set(known))
+        if self._limits:
+            self._end_large()
+        return self._SOON if self._orphans else self.EVERY if self._limits else None
 
-    def look(self) -> None:
+    def close(self) -> None:
+        """All that is left, environments included."""
+        self._orphans = self._most > 0
+        for _ in range(_PATIENCE):
+            if self.look(()) is None:
+                break
+            time.sleep(self._SOON)
+
+    def _end_orphans(self, known: set[int]) -> None:
+        self._orphans = False
+        for child in [pid for pid in _children(os.getpid()) if pid not in known]:
+            self._orphans = True
+            for pid in _tree(child):
+                with suppress(ProcessLookupError, PermissionError):  # its number may be another's by now
+                    os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(child, os.WNOHANG)
+
+    def _end_large(self) -> None:
         for pid, most in self._limits.items():
             used = [(each, _anonymous(each)) for each in _tree(pid)]
             if sum(size for _, size in used) > most:
                 self._killed.add(pid)
                 for each, _ in reversed(used):
-                    with suppress(ProcessLookupError):
+                    with suppress(ProcessLookupError, PermissionError):  # its number may be another's by now
                         os.kill(each, signal.SIGKILL)
 
     def ended(self, pid: int) -> bool:
         """Whether it was killed for want of memory, by this or, as far as can be told, by the kernel."""
         self._limits.pop(pid, None)
+        self._orphans = self._most > 0
         before, self._kills = self._kills, oom_kills()
         if pid in self._killed:
             self._killed.discard(pid)
@@ -248,13 +291,28 @@ def oom_kills() -> int:
     return 0
 
 
-def _tree(pid: int) -> list[int]:
-    found = [pid]
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += _tree(int(child))
+            found += map(int, (task / "children").read_text().split())
     return found
+
+
+def _tree(pid: int) -> list[int]:
+    found = [pid]
+    for each in found:  # which grows meanwhile; a long line of descent must not be one of calls
+        found += _children(each)
+    return found
+
+
+def _threads(user: int) -> int:
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if folder.stat().st_uid == user:
+                count += len(os.listdir(folder / "task"))  # noqa: PTH208 - only how many
+    return count
 
 
 def _anonymous(pid: int) -> int:

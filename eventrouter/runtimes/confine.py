@@ -128,6 +128,8 @@ class Shelter:
         means.groups, means.without = self.groups.versions, self.groups.why
         if not means.landlock:
             kernel.prctl(kernel.DUMPABLE, 0)  # or functions could look into it, and into each other
+        if "pids" not in means.groups:
+            self.watch.adopt()
         for right, enter in (("root", _own_mounts), ("user namespace", _own_user_namespace)):
             if _succeeds(self._hide, enter):
                 self._hide(enter)
@@ -217,18 +219,19 @@ class Shelter:
         if folder := self._folder(number):
             shutil.rmtree(folder, ignore_errors=True)
         killed = self.groups.ended(number) if self.groups is not None else False
-        return killed if "memory" in self.means.groups else self.watch.ended(pid)
+        watched = self.watch.ended(pid)
+        return killed if "memory" in self.means.groups else watched
 
-    def tidy(self) -> float | None:
-        """Seconds until it wants to be called again; None: there is nothing to look after."""
-        if self.watch.busy:
-            self.watch.look()
-            return Watch.EVERY
-        return 0.01 if self.groups is not None and self.groups.tidy() else None
+    def tidy(self, pids: Iterable[int]) -> float | None:
+        """Seconds until it wants to be called again; None: there is nothing to look after. pids: the environments that live."""
+        if self.groups is not None and self.groups.tidy():
+            return 0.01
+        return self.watch.look(pids)
 
     def close(self, numbers: Iterable[int]) -> None:
         if self.groups is not None:
             self.groups.close(numbers)
+        self.watch.close()
 
     # In an environment
 
@@ -243,6 +246,8 @@ class Shelter:
             _lower(what, most)
         if not kernel.LINUX:
             return variables
+        if "pids" not in self.means.groups:
+            self.watch.bound()
         if asked.memory and "memory" not in self.means.groups:
             self.watch.enter(asked.memory)
         rules = self._rules

@@ -106,7 +106,7 @@ class _Template:
         frames = Frames()
         descriptors: list[int] = []
         while True:
-            ready, _, _ = select.select([self._control, self._woken], [], [], self._shelter.tidy())
+            ready, _, _ = select.select([self._control, self._woken], [], [], self._shelter.tidy(self._pids.values()))
             if self._woken in ready:
                 with suppress(BlockingIOError):
                     self._woken.recv(4096)
