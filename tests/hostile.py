@@ -79,7 +79,10 @@ def forks(payload: Any) -> None:
 
 @hostile(timeout=30, memory=128, enforce="best-effort")
 def allocates(payload: int) -> int:
-    return len(b"x" * (payload << 20))
+    held = b"x" * (payload << 20)
+    while payload > 128:  # until somebody sees it
+        time.sleep(0.01)
+    return len(held)
 
 
 @hostile(timeout=30, memory=128, enforce="best-effort")

@@ -60,6 +60,7 @@ class Groups:
         self.why = "no cgroup file system is mounted"
         self._left: set[str] = set()  # numbers of groups to be removed
         self._find(root)
+        self._first = {folder for controller, folder in self.folders.items() if self.versions[controller] == 1}
         # By descriptor: where the template looks from later, these folders can't be written to.
         self._descriptors = {folder: os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder in dict.fromkeys(self.folders.values())}
         for descriptor in self._descriptors.values():
@@ -127,7 +128,9 @@ class Groups:
                     except FileNotFoundError:  # a kernel without swap; the limit itself is always there
                         if file not in ("memory.memsw.limit_in_bytes", "memory.swap.max", "memory.oom.group"):
                             raise
-            self._set(descriptor, f"{number}/cgroup.procs", 0)
+            # It has one thread yet. Where that can be moved by itself, the kernel has no need to wait until all processors have seen it,
+            # which takes it 10 ms and more.
+            self._set(descriptor, f"{number}/{'tasks' if folder in self._first else 'cgroup.procs'}", 0)
 
     @staticmethod
     def _set(folder: int, file: str, value: int | str) -> None:

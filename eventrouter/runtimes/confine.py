@@ -105,6 +105,20 @@ def lacking(means: Means, asked: Confinement) -> Iterator[tuple[str, str, str]]:
         )
 
 
+def check(means: Means, functions: Iterable[Function]) -> list[str]:
+    """Which limits of isolated functions are not kept here. Raises ConfigError for those that have to be."""
+    notes = []
+    for function in functions:
+        if function.isolation != "process":
+            continue
+        for option, missing, remedy in lacking(means, confinement(function)):
+            where = f"{function.place}: {function.name}: {option}: {missing}"
+            if function.policy.enforce == "strict":
+                raise ConfigError(f'{where}; {remedy}, or set enforce="best-effort" to go without')
+            notes.append(f'{where}; it runs without, as enforce="best-effort" says')
+    return notes
+
+
 class Shelter:
     """The template's. From here on it, and what it forks, doesn't see what is hidden.
 
@@ -124,6 +138,7 @@ class Shelter:
         self._covered: dict[str, tuple[int, int] | None] = {}
         if not kernel.LINUX:
             return
+        kernel.prepare()
         self.groups = Groups(key)
         means.groups, means.without = self.groups.versions, self.groups.why
         if not means.landlock:
@@ -148,19 +163,6 @@ class Shelter:
         return self.groups.folders.get("memory", "") if self.groups is not None else ""
 
     # In the template
-
-    def check(self, functions: Mapping[str, Function]) -> list[str]:
-        """Which limits of isolated functions are not kept. Raises ConfigError for those that have to be."""
-        notes = []
-        for function in functions.values():
-            if function.isolation != "process":
-                continue
-            for option, missing, remedy in lacking(self.means, confinement(function)):
-                where = f"{function.place}: {function.name}: {option}: {missing}"
-                if function.policy.enforce == "strict":
-                    raise ConfigError(f'{where}; {remedy}, or set enforce="best-effort" to go without')
-                notes.append(f'{where}; it runs without, as enforce="best-effort" says')
-        return notes
 
     def _hide(self, enter: Callable[[], None]) -> None:
         enter()

@@ -8,6 +8,7 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Final
 
 LINUX: Final = sys.platform == "linux"
@@ -155,6 +156,13 @@ def _arch() -> tuple[int, int] | None:
     return {"x86_64": (_X86, 0), "aarch64": (_ARM, 1)}.get(platform.machine())
 
 
+def prepare() -> None:
+    """Once, for all processes that are forked and refuse calls."""
+    if has_seccomp() and (arch := _arch()) is not None:
+        for sandbox in (False, True):
+            _filter(*arch, sandbox)
+
+
 def refuse_calls(*, sandbox: bool) -> None:
     """To this process and all that it starts: what changes other processes; in a sandbox, what leads out of it, too.
 
@@ -168,6 +176,7 @@ def refuse_calls(*, sandbox: bool) -> None:
     _checked(_libc.prctl(SECCOMP, 2, described, 0, 0), "seccomp")
 
 
+@cache
 def _filter(arch: int, column: int, sandbox: bool) -> bytes:
     """Classic BPF over `struct seccomp_data`: number at 0, architecture at 4, the first argument's lower half at 16, the next's at 24."""
 

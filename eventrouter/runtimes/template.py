@@ -24,7 +24,7 @@ import msgspec
 from eventrouter.errors import EventRouterError, set_isolated
 from eventrouter.functions import Function, UserImportError, collect, load
 from eventrouter.plugins import load_plugins, make_trigger
-from eventrouter.runtimes.confine import Confinement, Shelter
+from eventrouter.runtimes.confine import Confinement, Shelter, check
 from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Setup, Told, frame
 from eventrouter.runtimes.kernel import die_with_parent
 from eventrouter.runtimes.worker import serve
@@ -46,7 +46,7 @@ def main(descriptor: int) -> None:
     shelter = Shelter(recipe.hidden, code, recipe.key)  # first: once there are threads, the kernel lets none in
     try:
         functions = _make(recipe)
-        notes = shelter.check(functions)
+        notes = check(shelter.means, functions.values())
     except BaseException as error:  # whatever the user's code does when it is imported, the router is told
         shelter.close(())
         control.sendall(frame(Told(0, fault=_why(error))))
