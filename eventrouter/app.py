@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import importlib
 import logging
 import os
@@ -188,7 +189,13 @@ class App:
             if function.foreign:
                 find_program(function.policy, self.config.base, function.place)
                 overrides[name]["code"] = str(self.config.base / (function.policy.code or ""))
-        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides)
+        data = self.config.data.resolve()
+        for _, base in self._named:
+            if base.resolve().is_relative_to(data):
+                raise ConfigError(f"{data} holds the app, and isolated functions don't see the data folder; give --data one of its own")
+        hidden = [str(path.resolve()) for path in (data, self.config.file) if path is not None]
+        key = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
+        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides, hidden, key)
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
         return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import inspect
 import io
 import logging
 import os
 import resource
+import secrets
 import socket
 import sys
 import tempfile
@@ -116,7 +118,11 @@ class Operations:
         finally:
             report.reset(token)
         milliseconds = (self._app.clock.monotonic() - began) * 1000
-        answer: dict[str, Any] = {"status": "failed", "logs": logs.text(), "report": _report(request, milliseconds, isolated)}
+        answer: dict[str, Any] = {
+            "status": "failed",
+            "logs": logs.text(),
+            "report": _report(request, milliseconds, isolated, lane.function.policy.memory or 128),
+        }
         if isinstance(outcome, Succeeded):
             try:
                 answer |= {"result": _jsonable(outcome.result), "status": "succeeded"}
@@ -197,7 +203,7 @@ def _jsonable(result: Any) -> Any:
     return plain
 
 
-def _report(request: str, milliseconds: float, isolated: Report) -> str:
+def _report(request: str, milliseconds: float, isolated: Report, memory: int) -> str:
     if isolated.init is not None:  # as Lambda bills it, that's not the handler's
         milliseconds = max(0, milliseconds - isolated.init * 1000)
     billed = -(-max(milliseconds, 1) // _BILLED_STEP) * _BILLED_STEP
@@ -205,7 +211,7 @@ def _report(request: str, milliseconds: float, isolated: Report) -> str:
     init = f"Init Duration: {isolated.init * 1000:.2f} ms\t" if isolated.init is not None else ""
     return (
         f"REPORT RequestId: {request}\tDuration: {milliseconds:.2f} ms\tBilled Duration: {billed:.0f} ms\t"
-        f"Memory Size: 128 MB\tMax Memory Used: {peak} MB\t{init}"
+        f"Memory Size: {memory} MB\tMax Memory Used: {peak} MB\t{init}"
     )
 
 
@@ -354,11 +360,14 @@ class ControlServer:
 
     def __init__(self, operations: Operations, data: Path) -> None:
         self._operations = operations
+        self._data = data
         self._path = socket_path(data)
+        self._key = ""
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> None:
         self._path.unlink(missing_ok=True)  # a killed predecessor's; the folder's lock says there is no other
+        self._key = _make_key(self._data)
         mask = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_LIMIT)
@@ -379,6 +388,8 @@ class ControlServer:
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             asked = msgspec.json.decode(line, type=_Request)
+            if not hmac.compare_digest(asked.key.encode(), self._key.encode()):
+                raise EventRouterError("only who can read the data folder may ask the router that serves it")
             command = getattr(self._operations, asked.command, None)
             if asked.command.startswith("_") or command is None:
                 raise EventRouterError(f"the running router knows no command {asked.command!r}; is it of another version?")
@@ -393,6 +404,17 @@ class ControlServer:
 class _Request(msgspec.Struct):
     command: str
     arguments: dict[str, Any]
+    key: str = ""
+
+
+def _make_key(data: Path) -> str:
+    """Isolated functions may be of the router's user and find its socket; they don't see its data folder."""
+    path = data / "control.key"
+    path.unlink(missing_ok=True)
+    key = secrets.token_hex()
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(key)
+    return key
 
 
 def ask(data: Path, command: str, **arguments: Any) -> Any:
@@ -400,9 +422,10 @@ def ask(data: Path, command: str, **arguments: Any) -> Any:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(os.fspath(socket_path(data)))
+            key = (data / "control.key").read_text()
         except OSError:
             raise NotRunning(f"no router is running on {data}; start one with `eventrouter serve`") from None
-        connection.sendall(msgspec.json.encode(_Request(command, arguments)) + b"\n")
+        connection.sendall(msgspec.json.encode(_Request(command, arguments, key)) + b"\n")
         with connection.makefile("rb") as answers:
             line = answers.readline()
     if not line:

@@ -34,6 +34,7 @@ Isolation = Literal["inline", "thread", "process"]
 RecursiveLoop = Literal["terminate", "allow"]
 RUNTIMES = ("go", "java", "nodejs", "provided", "python")
 _FOREIGN = ("runtime", "handler", "code", "command")  # one of them in `[functions.NAME]` makes a function without Python
+Enforce = Literal["strict", "best-effort"]
 
 
 class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +75,9 @@ class PolicyKeywords(TypedDict, total=False):
     isolation: Isolation
     min_environments: int
     network: Network | str
+    memory: int
+    sandbox: bool
+    enforce: Enforce
     recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
@@ -95,6 +99,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
     min_environments: with isolation="process", how many environments are kept warm.
     network: with isolation="process", the private network it runs in, or the name of one in the configuration; None: the host's.
+    memory: with isolation="process", MB that an environment has at most; its share of the CPU is proportional, 1769 MB = one core.
+    sandbox: with isolation="process", it can write nothing but a /tmp of its own.
+    enforce: whether a limit that this machine can't keep is an error at start, or, with "best-effort", a warning.
     recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
         dead letter of it.
     env: what `context.env` holds.
@@ -119,6 +126,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     isolation: Isolation | None = None
     min_environments: Annotated[int, Meta(ge=0)] = 0
     network: Network | str | None = None
+    memory: Annotated[int, Meta(ge=128, le=10240)] | None = None
+    sandbox: bool = False
+    enforce: Enforce = "strict"
     recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
@@ -250,10 +260,9 @@ class Function:
             raise ConfigError(f"{self.place}: isolation={self.isolation!r}: what is no Python runs in a process; drop it")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
-        if policy.min_environments and self.isolation != "process":
-            raise ConfigError(f'{self.place}: {self.name}: min_environments= needs isolation="process"; add the one or drop the other')
-        if policy.network is not None and self.isolation != "process":
-            raise ConfigError(f'{self.place}: {self.name}: network= needs isolation="process"; add the one or drop the other')
+        for keyword in ("min_environments", "memory", "sandbox", "network"):
+            if getattr(policy, keyword) and self.isolation != "process":
+                raise ConfigError(f'{self.place}: {self.name}: {keyword}= needs isolation="process"; add the one or drop the other')
         self.network = policy.network if isinstance(policy.network, Network) else None
         if re.match(r"\w*:", self.name):
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")

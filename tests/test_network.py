@@ -348,8 +348,7 @@ async def test_a_function_has_no_way_into_another_namespace(tmp_path: Path, worl
         f'[functions.{name}]\nnetwork = "plant"\n' for name in ("looks", "leaves")
     )
     async with running(tmp_path, toml) as call:
-        if (await call("looks", "x"))["capable"]:
-            pytest.skip("isolated functions have the router's capabilities, so far")
+        assert not (await call("looks", "x"))["capable"]
         assert await call("leaves", [("tcp", outside.address, 5432)]) == [refused]
 
 

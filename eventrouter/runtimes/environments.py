@@ -19,6 +19,7 @@ import msgspec
 from eventrouter.batches import PartialFailure
 from eventrouter.functions import Function
 from eventrouter.model import Response
+from eventrouter.runtimes.confine import confinement
 from eventrouter.runtimes.forking import lambda_variables
 from eventrouter.runtimes.frames import Answer, Frames, Job, Setup
 
@@ -68,6 +69,7 @@ class Crew:
         self.minimum = function.policy.min_environments
         env = function.policy.env
         self.setup = Setup(function.name, {**lambda_variables(function, folder), **env}, env)
+        self.confinement = confinement(function)
         self.idle: list[Environment] = []
         self.queue: deque[Call] = deque()
         self.count = self.starting = 0

@@ -20,7 +20,7 @@ from eventrouter.errors import ConfigError
 from eventrouter.functions import Function
 from eventrouter.model import Failed
 from eventrouter.runtimes.environments import Call, Crew, Environment, NoEnvironment, outcome, report
-from eventrouter.runtimes.forking import GRACE, Template, cause_of_death, oom_kills
+from eventrouter.runtimes.forking import GRACE, Template, cause_of_death
 from eventrouter.runtimes.frames import Answer, Job, Order, Recipe, Told, frame
 from eventrouter.runtimes.netns import Namespaces
 
@@ -56,7 +56,6 @@ class ProcessRuntime:
         self._reaper: Timer | None = None
         self._closing = False
         self._context = contextvars.Context()  # not that of the invocation which happens to need an environment first
-        self._oom_kills = oom_kills()
 
     async def start(self) -> None:
         """Make the functions' networks, load the app into the template. Raises ConfigError when they can't be."""
@@ -277,7 +276,8 @@ class ProcessRuntime:
                 os.set_blocking(descriptor, False)
             loop.add_reader(answers, self._readable, environment)
             loop.add_reader(output, environment.pass_on)
-            self._template.order(Order(environment.number), theirs.fileno(), tokens[1].fileno(), answered, printed)
+            order = Order(environment.number, confinement=crew.confinement)
+            self._template.order(order, theirs.fileno(), tokens[1].fileno(), answered, printed)
             environment.write(frame(crew.setup))
         finally:
             theirs.close()
@@ -313,7 +313,7 @@ class ProcessRuntime:
             if call.job.report:
                 environment.pass_on()
             if (to := call.context.get(report)) is not None:
-                to.peak = answer.peak
+                to.peak = (self._template and self._template.peak(environment.number)) or answer.peak
             environment.call, environment.slow = None, False
             crew.quick = self._clock.monotonic() - environment.since < _QUICK and not environment.prints | call.job.report
             environment.prints = False
@@ -390,8 +390,7 @@ class ProcessRuntime:
             crew.starting -= 1
             call = crew.queue.popleft() if crew.queue else None  # so that one that can't start isn't tried for ever
         if call is not None:
-            killed, self._oom_kills = self._oom_kills, oom_kills()
-            kind, message = cause_of_death(told.status, out_of_memory=self._oom_kills > killed)
+            kind, message = cause_of_death(told.status, out_of_memory=told.out_of_memory)
             call.end(Answer("failed", None, Failed(kind, f"RequestId: {call.id} Error: {message}"), 0))
         if environment.ready:
             self._refill()
@@ -425,6 +424,8 @@ class ProcessRuntime:
         if fault:
             await template.close()
             return fault
+        for note in template.notes:
+            log.warning("%s", note, extra={"action": "limits.missing"})
         self._template = template
         self._refill()
         return ""
