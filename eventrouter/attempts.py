@@ -96,7 +96,7 @@ class Attempts:
                 context = None
                 if binder.needs_context or binder.depends:
                     id = of if isinstance(of, str) else of.id
-                    context = Context(function.name, id, deadline, self._monotonic, function.policy.env, attempt)
+                    context = Context(function.name, id, deadline, self._monotonic, function.env, attempt, function.decrypt)
                 args, kwargs = binder.bind(event, captures, context)
                 if lane.plain:
                     call = function.handler(*args, **kwargs)

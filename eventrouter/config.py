@@ -47,11 +47,19 @@ class JournalConfig(msgspec.Struct, kw_only=True):
     archive: str | float = 0
 
 
+class SecretsConfig(msgspec.Struct, kw_only=True):
+    """`[secrets]`. key_file: where the master keys are; None: DIR/master.keys. provider: a plugin that keeps them instead."""
+
+    key_file: str | None = None
+    provider: str | None = None
+
+
 class Config(msgspec.Struct, kw_only=True):
     """Everything configured. base: where relative paths start. plugins: each plugin's own section."""
 
     app: AppConfig
     journal: JournalConfig
+    secrets: SecretsConfig = msgspec.field(default_factory=SecretsConfig)
     functions: dict[str, dict[str, Any]]
     plugins: dict[str, msgspec.Struct]
     base: Path
@@ -89,7 +97,12 @@ def load_config(
         found: Path | None = path
     else:
         path, found = Path(FILE), None
-    sections: dict[str, type[msgspec.Struct] | None] = {"app": AppConfig, "journal": JournalConfig, "functions": None}
+    sections: dict[str, type[msgspec.Struct] | None] = {
+        "app": AppConfig,
+        "journal": JournalConfig,
+        "secrets": SecretsConfig,
+        "functions": None,
+    }
     sections |= {name: plugin.config for name, plugin in plugins.items() if plugin.config is not None}
     for name, table in tables.items():
         if name not in sections:
@@ -110,8 +123,9 @@ def load_config(
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: functions.{name} must be a table: [functions.{name}]")
     base = found.parent.resolve() if found else folder.resolve()
-    own = {name: values[name] for name in sections if name not in ("app", "journal", "functions")}
-    return Config(app=values["app"], journal=values["journal"], functions=functions, plugins=own, base=base, file=found)
+    own = {name: values[name] for name in sections if name not in ("app", "journal", "secrets", "functions")}
+    core = {name: values[name] for name in ("app", "journal", "secrets")}
+    return Config(**core, functions=functions, plugins=own, base=base, file=found)
 
 
 def seconds(value: str | float, what: str) -> float:

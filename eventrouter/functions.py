@@ -24,6 +24,7 @@ from eventrouter.paths import parse_path
 from eventrouter.patterns import Pattern, PatternError
 from eventrouter.patterns import compile as compile_pattern
 from eventrouter.retry import Backoff, exponential, parse_backoff
+from eventrouter.secrets import Secret
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__eventrouter_on__"
@@ -71,7 +72,7 @@ class PolicyKeywords(TypedDict, total=False):
     isolation: Isolation
     min_environments: int
     recursive_loop: RecursiveLoop
-    env: Mapping[str, str]
+    env: Mapping[str, str | Secret]
     tags: Mapping[str, str]
 
 
@@ -92,7 +93,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     min_environments: with isolation="process", how many environments are kept warm.
     recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
         dead letter of it.
-    env: what `context.env` holds.
+    env: what `context.env` holds; of a `Secret` what is encrypted.
     """
 
     name: str | None = None
@@ -112,7 +113,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     isolation: Isolation | None = None
     min_environments: Annotated[int, Meta(ge=0)] = 0
     recursive_loop: RecursiveLoop = "terminate"
-    env: dict[str, str] = {}
+    env: dict[str, str | Secret] = {}
     tags: dict[str, str] = {}
 
 
@@ -150,6 +151,8 @@ def on(*triggers: Trigger, **policy: Unpack[PolicyKeywords]) -> Callable[[F], F]
             if key in found.policy and found.policy[key] != value:
                 raise ConfigError(
                     f"{place}: {function.__name__}: {key}={value!r} conflicts with {key}={found.policy[key]!r} at {found.place}"
+                    if key != "env"
+                    else f"{place}: {function.__name__}: env= conflicts with env= at {found.place}"
                 )
         found.triggers[:0] = triggers  # decorators run bottom up, people read top down
         found.policy.update(policy)
@@ -173,7 +176,8 @@ def make_policy(keywords: Mapping[str, Any], place: str) -> Policy:
     except msgspec.ValidationError as error:
         path, fault = explain(error)
         key = re.split(r"[.\[]", path)[1]
-        raise ConfigError(f"{place}: {key}={keywords.get(key)!r}: {fault}") from None
+        shown = "" if key == "env" else f"={keywords.get(key)!r}"  # what stands there by mistake may be a secret
+        raise ConfigError(f"{place}: {key}{shown}: {fault}") from None
 
 
 def on_start(function: F) -> F:
@@ -195,12 +199,15 @@ class Function:
     ordered: whether its events have keys. where: the policy's, compiled.
     is_lambda: whether the handler is a plain `(event, context)` Lambda function.
     streams: whether the handler is an async generator, whose chunks are its answer.
+    env: the policy's, of secrets what is encrypted. decrypt: what `context.decrypt` calls; the App's to set, None: nobody does it.
     """
 
     __slots__ = (
         "_idempotency",
         "_path",
         "binders",
+        "decrypt",
+        "env",
         "handler",
         "is_async",
         "is_lambda",
@@ -238,6 +245,8 @@ class Function:
         self.where = _read_where(policy, f"{self.place}: {self.name}: where")
         self.ordered = policy.order_by is not None or any(type(t).order_key is not Trigger.order_key for t in self.triggers)
         self._check_batch()
+        self.env = self._read_env()
+        self.decrypt: Callable[[str], str] | None = None
         for trigger in self.triggers:
             try:
                 trigger.check(policy)
@@ -258,6 +267,17 @@ class Function:
         for keyword in ("batch", "idempotent"):
             if getattr(self.policy, keyword) is not None:
                 raise ConfigError(f"{self.place}: {self.name} yields, so {keyword}= has no result to go by; drop one of the two")
+
+    def _read_env(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, value in self.policy.env.items():
+            if isinstance(value, Secret):
+                try:
+                    value.check(self.name, name)
+                except ConfigError as error:
+                    raise ConfigError(f"{self.place}: {self.name}: {error}") from None
+            found[name] = value.secret if isinstance(value, Secret) else value
+        return found
 
     def _read_order(self) -> Callable[[Any], str | None] | None:
         order = self.policy.order_by

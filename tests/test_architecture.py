@@ -16,7 +16,7 @@ PLUGINS = ROOT / "plugins"
 FLOORS = {
     "errors": 0, "clock": 0,
     "patterns": 0.5,
-    "model": 1, "crashpoints": 1,
+    "model": 1, "crashpoints": 1, "secrets": 1,
     "retry": 2, "limits": 2, "routing": 2, "hookspecs": 2, "journal": 2, "wildcards": 2, "paths": 2, "batches": 2,
     "destinations": 2, "notices": 2,
     "binding": 3, "idempotency": 3, "lineage": 3,

@@ -21,6 +21,7 @@ _COMMANDS = {
     "event": ("events", "Where an event is and what became of it."),
     "replay": ("events", "Run archived events of a function again."),
     "dlq": ("dlq", "Dead letters: list, show, redrive, purge."),
+    "secrets": ("secrets", "Encrypted configuration: init, encrypt, decrypt, rotate."),
     "doctor": ("doctor", "What this machine can enforce, which plugins loaded, what is wrong."),
 }
 

@@ -77,7 +77,7 @@ class _Crew:
     def __init__(self, function: Function, folder: Path) -> None:
         self.name = function.name
         self.minimum = function.policy.min_environments
-        env = function.policy.env
+        env = function.env
         self.setup = frame(Setup(function.name, {**lambda_variables(function, folder), **env}, env))
         self.idle: list[_Environment] = []
         self.queue: deque[_Call] = deque()
