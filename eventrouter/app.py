@@ -206,6 +206,7 @@ class App:
             self.supervisor = Supervisor(self.sources, self.clock, lambda: self.journal.fault, self.engine.notices)
             stack.push_async_callback(self.supervisor.close)
             stack.push_async_callback(self._run_stops)
+            await self.engine.throttling.restore()
             for function in self.collected.starts:
                 await _call(function)
             # From here on in this order at stop: intake ends, handlers drain, then what they share is closed.

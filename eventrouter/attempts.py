@@ -127,7 +127,7 @@ class Attempts:
         function, timeout, max_age, queue, others = lane.function, lane.policy.timeout, lane.policy.max_age, lane.queue, lane.pool.waiting
         sweeper, step, monotonic = self.sweeper, slot.step, self._monotonic
         callers: dict[Trigger | None, Callable[..., Any]] = {}
-        if lane.plain and lane.forgets and not lane.filters and not ARMED:
+        if lane.plain and lane.forgets and not lane.filters and lane.rate is None and not ARMED:
             callers = {trigger: binder.caller(function.handler) for trigger, binder in function.binders.items() if not binder.needs_context}
 
         def sprint(count: int) -> Stop | None:

@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -29,6 +29,7 @@ from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
 from eventrouter.runtimes.process import Report, report
+from eventrouter.throttling import NOTHING_SET, Setting, Throttling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,13 +42,16 @@ _BILLED_STEP = 100  # milliseconds
 _KEPT = 256 * 1024  # characters of what a handler prints while the command line waits for it
 
 
-def describe_function(function: Function) -> dict[str, Any]:
-    """One entry of `eventrouter list --json`."""
+def describe_function(function: Function, setting: Setting = NOTHING_SET) -> dict[str, Any]:
+    """One entry of `eventrouter list --json`. setting: what was set by hand."""
     policy = msgspec.to_builtins(function.policy)
     policy["backoff"] = str(function.policy.backoff)
     policy["isolation"] = function.isolation
     del policy["name"], policy["tags"]
     policy["env"] = sorted(function.policy.env)  # values may be secret
+    policy["throttled"] = setting.throttled
+    if setting.concurrency is not None:
+        policy["concurrency"] = setting.concurrency
     return {
         "name": function.name,
         "triggers": [str(trigger) for trigger in function.triggers],
@@ -78,7 +82,7 @@ class Operations:
         functions = {
             name: {
                 key: getattr(lane, key)
-                for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "filtered", "active")
+                for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "delayed", "filtered", "active")
             }
             | {"journal": depth.get(name, {})}
             for name, lane in {**app.engine.lanes, **app.engine.intake.queues}.items()
@@ -94,7 +98,24 @@ class Operations:
         }
 
     async def functions(self) -> list[dict[str, Any]]:
-        return [describe_function(function) for function in self._app.functions.values()]
+        setting = self._app.engine.throttling.setting
+        return [describe_function(function, setting(name)) for name, function in self._app.functions.items()]
+
+    async def throttle(self, function: str) -> dict[str, Any]:
+        """Nothing of the function runs any more: events wait, requests are refused. Answers as `list --json` has it."""
+        return await self._throttling(function, lambda throttling: throttling.throttle(function, True))
+
+    async def unthrottle(self, function: str) -> dict[str, Any]:
+        """The function runs again."""
+        return await self._throttling(function, lambda throttling: throttling.throttle(function, False))
+
+    async def concurrency(self, function: str, count: int | None) -> dict[str, Any]:
+        """Reserve so much concurrency for the function; None: what its policy says."""
+        return await self._throttling(function, lambda throttling: throttling.reserve(function, count))
+
+    async def _throttling(self, function: str, do: Callable[[Throttling], Awaitable[Setting]]) -> dict[str, Any]:
+        self._app.lane(function)
+        return describe_function(self._app.functions[function], await do(self._app.engine.throttling))
 
     async def invoke(self, function: str, payload: str, parameters: dict[str, str], later: bool = False) -> dict[str, Any]:
         """Run a function now, or journal an event for it when `later`.

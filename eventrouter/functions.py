@@ -19,6 +19,7 @@ from msgspec import Meta
 from eventrouter.batches import Batch
 from eventrouter.binding import bind_triggers
 from eventrouter.errors import BadOption, ConfigError, explain, suggest
+from eventrouter.limits import parse_rate
 from eventrouter.model import Event, Trigger, viewed
 from eventrouter.paths import parse_path
 from eventrouter.patterns import Pattern, PatternError
@@ -65,6 +66,8 @@ class PolicyKeywords(TypedDict, total=False):
     on_success: str
     on_failure: str
     concurrency: int
+    rate: str
+    per: str
     order_by: str
     batch: Batch
     where: Mapping[str, Any]
@@ -86,6 +89,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dlq: where a copy of a dead letter goes, `"sqs:NAME"`, `"sns:NAME"`, `"lambda:NAME"`.
     on_success, on_failure: where Lambda's record of the outcome goes, likewise.
     concurrency: reserved concurrency, guaranteed and capped; None shares the pool.
+    rate: how often it may run: `"100/s"`, `"30/m"`, `"500/h"`, `"1/d"`; events above it wait, requests are throttled.
+    per: a wildcard's name, or a JSON path of the payload: each value there has the rate by itself.
     order_by: a wildcard's name, or a JSON path of the payload: events that are equal there run one after another.
     where: an EventBridge pattern; what a Lambda function would get of the event must match it, or it's none of the function's.
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
@@ -106,6 +111,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     on_success: str | None = None
     on_failure: str | None = None
     concurrency: Annotated[int, Meta(ge=0)] | None = None
+    rate: str | None = None
+    per: str | None = None
     order_by: str | None = None
     batch: Batch | None = None
     where: dict[str, Any] | None = None
@@ -199,12 +206,14 @@ class Function:
     ordered: whether its events have keys. where: the policy's, compiled.
     is_lambda: whether the handler is a plain `(event, context)` Lambda function.
     streams: whether the handler is an async generator, whose chunks are its answer.
+    rate: the policy's as (so many, in so many seconds).
     env: the policy's, of secrets what is encrypted. decrypt: what `context.decrypt` calls; the App's to set, None: nobody does it.
     """
 
     __slots__ = (
         "_idempotency",
         "_path",
+        "_per",
         "binders",
         "decrypt",
         "env",
@@ -217,6 +226,7 @@ class Function:
         "ordered",
         "place",
         "policy",
+        "rate",
         "streams",
         "triggers",
         "where",
@@ -241,7 +251,9 @@ class Function:
         if re.match(r"\w*:", self.name):
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
         self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
-        self._path = self._read_order()
+        self._path = self._read_key("order_by")
+        self.rate = self._read_rate()
+        self._per = self._read_key("per")
         self.where = _read_where(policy, f"{self.place}: {self.name}: where")
         self.ordered = policy.order_by is not None or any(type(t).order_key is not Trigger.order_key for t in self.triggers)
         self._check_batch()
@@ -279,22 +291,33 @@ class Function:
             found[name] = value.secret if isinstance(value, Secret) else value
         return found
 
-    def _read_order(self) -> Callable[[Any], str | None] | None:
-        order = self.policy.order_by
-        if order is None:
+    def _read_key(self, option: str) -> Callable[[Any], str | None] | None:
+        """Of an option that names a wildcard (None), or a JSON path."""
+        key: str | None = getattr(self.policy, option)
+        if key is None:
             return None
-        if order.startswith("$"):
+        if key.startswith("$"):
             try:
-                return parse_path(order)
+                return parse_path(key)
             except ValueError as error:
-                raise ConfigError(f"{self.place}: {self.name}: order_by: {error}") from None
+                raise ConfigError(f"{self.place}: {self.name}: {option}: {error}") from None
         names = {name for trigger in self.triggers for name in trigger.names}
-        if order not in names:
+        if key not in names:
             raise ConfigError(
-                f"{self.place}: {self.name}: order_by={order!r} is no wildcard of its triggers{suggest(order, names)}; "
+                f"{self.place}: {self.name}: {option}={key!r} is no wildcard of its triggers{suggest(key, names)}; "
                 "a JSON path begins with '$.'"
             )
         return None
+
+    def _read_rate(self) -> tuple[int, float] | None:
+        if self.policy.rate is None:
+            if self.policy.per is not None:
+                raise ConfigError(f"{self.place}: {self.name}: per= says for what each rate= is; give rate=, too")
+            return None
+        try:
+            return parse_rate(self.policy.rate)
+        except ValueError as error:
+            raise ConfigError(f"{self.place}: {self.name}: {error}") from None
 
     def lets_in(self, trigger: Trigger, event: Event) -> bool:
         """Whether `where` matches what a Lambda function would get of an event by this trigger."""
@@ -319,6 +342,12 @@ class Function:
         if self._path is None:
             return captures.get(self.policy.order_by)
         return self._at(self._path, event)
+
+    def rate_key(self, event: Event, captures: Mapping[str, str]) -> str | None:
+        """Whose rate the event counts for, by `per`; what has nothing there has one together."""
+        if self.policy.per is None:
+            return None
+        return captures.get(self.policy.per) if self._per is None else self._at(self._per, event)
 
     def idempotency_key(self, event: Event) -> str | None:
         """What makes the event the same as another, by `idempotent`; None: nothing does."""

@@ -23,7 +23,7 @@ FLOORS = {
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,
     "sources": 5, "lanes": 5, "runtimes": 5, "contents": 5.5,
     "attempts": 6, "intake": 6,
-    "settlement": 7, "replay": 7, "byhand": 7.5,
+    "settlement": 7, "replay": 7, "byhand": 7.5, "throttling": 7.5,
     "engine": 8,
     "app": 9,
     "control": 10,
