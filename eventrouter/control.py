@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _LIMIT = 64 * 1024 * 1024  # bytes of one request or answer
 _SOCKET_PATH = 100  # the kernel's limit is 108 bytes, macOS' 104
 _BILLED_STEP = 100  # milliseconds
+_PATIENCE = 60.0  # seconds that a request may take to come
 _KEPT = 256 * 1024  # characters of what a handler prints while the command line waits for it
 
 
@@ -174,7 +175,7 @@ class Operations:
         """Dead letters, oldest first."""
         found: list[dict[str, Any]] = []
         after = ""
-        while page := await self._app.journal.dead(LetterQuery(**query), after, 1000):
+        while page := await self._app.journal.dead(_query(query), after, 1000):
             found += map(describe_letter, page)
             after = page[-1].id
         return found
@@ -182,12 +183,12 @@ class Operations:
     async def redrive(self, ids: Sequence[str], query: dict[str, Any]) -> int:
         """Send these letters again, or with no ids all that match. How many there were."""
         engine = self._app.engine
-        return await (engine.by_hand.redrive(ids) if ids else engine.by_hand.letters(LetterQuery(**query), engine.by_hand.redrive))
+        return await (engine.by_hand.redrive(ids) if ids else engine.by_hand.letters(_query(query), engine.by_hand.redrive))
 
     async def purge(self, ids: Sequence[str], query: dict[str, Any]) -> int:
         """Delete these letters, or with no ids all that match. How many there were."""
         journal, engine = self._app.journal, self._app.engine
-        return await (journal.purge(ids) if ids else engine.by_hand.letters(LetterQuery(**query), journal.purge))
+        return await (journal.purge(ids) if ids else engine.by_hand.letters(_query(query), journal.purge))
 
     async def replay(self, function: str, since: float, until: float | None = None) -> dict[str, Any]:
         """Run again what was accepted for a function, or a queue, between two times. Answers `{"replayed", "unwanted", "name"}`."""
@@ -209,6 +210,13 @@ class Operations:
         """What is known of an event, one entry per function."""
         found = await self._app.journal.find(id)
         return [{**msgspec.structs.asdict(w), "accepted": iso_time(w.accepted), "due": iso_time(w.due)} for w in found]
+
+
+def _query(query: Mapping[str, Any]) -> LetterQuery:
+    try:
+        return msgspec.convert(query, LetterQuery)
+    except msgspec.ValidationError as error:
+        raise EventRouterError(f"no query for dead letters: {error}") from None
 
 
 def _jsonable(result: Any) -> Any:
@@ -391,23 +399,42 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, ValueError):
-            writer.write(msgspec.json.encode(await self._answer(await reader.readline())) + b"\n")
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                try:
+                    line = await reader.readline()
+                except ValueError:
+                    line = b""
+            writer.write(await self._answer(line) + b"\n")
             await writer.drain()
         writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> bytes:
         try:
-            asked = msgspec.json.decode(line, type=_Request)
-            command = getattr(self._operations, asked.command, None)
-            if asked.command.startswith("_") or command is None:
-                raise EventRouterError(f"the running router knows no command {asked.command!r}; is it of another version?")
-            return {"result": await command(**asked.arguments)}
+            return msgspec.json.encode({"result": await self._do(line)})
         except EventRouterError as error:
-            return {"error": str(error), "usage": isinstance(error, ConfigError)}
+            answer = {"error": str(error), "usage": isinstance(error, ConfigError)}
         except Exception as error:
             logging.getLogger("eventrouter").exception("control command failed", extra={"action": "control.failed"})
-            return {"error": f"{type(error).__name__}: {error}", "usage": False}
+            answer = {"error": f"{type(error).__name__}: {error}", "usage": False}
+        return msgspec.json.encode(answer | {"error": str(answer["error"]).encode(errors="replace").decode()})
+
+    async def _do(self, line: bytes) -> Any:
+        """Raises EventRouterError for what is no request: it may come from anything that has found the socket."""
+        try:
+            asked = msgspec.json.decode(line, type=_Request)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise EventRouterError(f"a request is a line of JSON, at most {_LIMIT >> 20} MB") from None
+        command = getattr(type(self._operations), asked.command, None)
+        if asked.command.startswith("_") or command is None:
+            raise EventRouterError(f"the running router knows no command {asked.command!r}; is it of another version?")
+        try:
+            inspect.signature(command).bind(self._operations, **asked.arguments)
+            hints = typing.get_type_hints(command)
+            arguments = {name: msgspec.convert(value, hints[name]) for name, value in asked.arguments.items()}
+        except (TypeError, msgspec.ValidationError) as error:
+            raise EventRouterError(f"{asked.command} does not take these arguments: {error}; is the router of another version?") from None
+        return await command(self._operations, **arguments)
 
 
 class _Request(msgspec.Struct):
