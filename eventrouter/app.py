@@ -215,7 +215,7 @@ class App:
             if self._processes is not None:
                 await self._processes.start()
             if sources:
-                self._check_secrets()
+                self.check_secrets()
                 await self.engine.start()
                 stack.push_async_callback(self.supervisor.stop)
                 await self.supervisor.start()
@@ -235,8 +235,8 @@ class App:
         """What `context.decrypt` gives a function. Raises SecretError."""
         return self.vault.decrypt(function.name, function.policy.env, value)
 
-    def _check_secrets(self) -> None:
-        """Rather than at the first event: whether each can be decrypted. Of a key service that is not asked: it may be slow."""
+    def check_secrets(self) -> None:
+        """See whether each can be decrypted, rather than at the first event; a key service may be slow and isn't asked. Raises ConfigError."""
         if isinstance(self.vault.keys, KeyRing):
             for function in self.functions.values():
                 for name, value in function.policy.env.items():

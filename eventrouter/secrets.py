@@ -152,10 +152,6 @@ class Vault:
             raise SecretError(f"{function} can't decrypt what is encrypted for {_whose(sealed)}, and is not there")
         return unseal(self.keys, text)
 
-    def key_of(self, text: str) -> str:
-        """Which master key a value needs, as permissions name it. Raises SecretError."""
-        return _understood(text).key
-
 
 class KeyRing:
     """Master keys of one's own, a line of base64 each, the present one first: in a file, or in the environment, which goes first.
@@ -170,6 +166,10 @@ class KeyRing:
     @property
     def in_file(self) -> bool:
         return VARIABLE not in self._environ
+
+    @property
+    def exists(self) -> bool:
+        return not self.in_file or self.file.exists()
 
     @property
     def where(self) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from eventrouter.app import lock
+from eventrouter.app import App, lock
 from eventrouter.cli.common import Place, app_option, dump, json_option, place_options
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.hookspecs import Finding
+from eventrouter.secrets import KeyRing
 
 _MARKS = {"ok": "ok      ", "note": "note    ", "problem": "PROBLEM "}
 
@@ -86,6 +87,18 @@ def _machine() -> Iterator[Finding]:
         yield Finding("note", "macOS is for development: its kernel can not hold functions to limits of memory, CPU, files, network")
 
 
+def _secrets(app: App) -> Iterator[Finding]:
+    used, keys = any(function.env != function.policy.env for function in app.functions.values()), app.vault.keys
+    if not isinstance(keys, KeyRing):
+        yield Finding("ok", f"master keys: those of {app.config.secrets.provider}, which are not asked for here")
+    elif used or keys.exists:
+        ids = keys.ids()
+        yield Finding("ok", f"master keys: {len(ids)} in {keys.where}, {ids[0]} is the present one")
+        app.check_secrets()
+        if used:
+            yield Finding("ok", "secrets: each of the configured ones can be decrypted")
+
+
 def _configured(place: Place) -> Iterator[Finding]:
     for name, plugin in place.plugins.by_name.items():
         yield Finding("ok", f"plugin {name} {place.plugins.versions.get(name, '')}".rstrip())
@@ -95,6 +108,7 @@ def _configured(place: Place) -> Iterator[Finding]:
     try:
         app = place.app()
         yield Finding("ok", f"{len(app.functions)} functions: {', '.join(app.functions)}")
+        yield from _secrets(app)
     except EventRouterError as error:
         yield Finding("problem", str(error))
     try:
