@@ -236,7 +236,7 @@ class App:
         return self.vault.decrypt(function.name, function.policy.env, value)
 
     def check_secrets(self) -> None:
-        """See whether each can be decrypted, rather than at the first event; a key service may be slow and isn't asked. Raises ConfigError."""
+        """See at once whether each can be decrypted; key services may be slow, and are not asked. Raises ConfigError."""
         if isinstance(self.vault.keys, KeyRing):
             for function in self.functions.values():
                 for name, value in function.policy.env.items():
