@@ -16,7 +16,7 @@ from eventrouter.clock import ManualClock
 from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, Throttled
 from eventrouter.journal.protocol import LetterQuery
-from eventrouter.model import Failed, Succeeded
+from eventrouter.model import Succeeded
 from eventrouter_sqs import Queue, sqs
 from served import Place, wait_for
 from support import advance, event, local, make_app, put, running, until
@@ -473,10 +473,3 @@ async def test_a_rate_and_a_failure_are_counted_apart(tmp_path: Path, clock: Man
         await app.journal.flush()
         (letter,) = await app.journal.dead(LetterQuery())
         assert (letter.attempts, letter.reason) == (2, "RetriesExhausted")
-        assert not isinstance(await _refused(app), Failed)
-
-
-async def _refused(app: App) -> object:
-    with pytest.raises(Throttled) as raised:
-        await app.run_now("handler", event("a", 1), {})
-    return raised.value
