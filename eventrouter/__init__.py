@@ -27,6 +27,7 @@ from eventrouter.model import (
     Wild,
     new_id,
 )
+from eventrouter.network import Network, egress
 from eventrouter.paths import json_path
 from eventrouter.retry import delays, exponential, fixed, lambda_
 from eventrouter.secrets import Secret
@@ -52,6 +53,7 @@ __all__ = [
     "Idempotent",
     "Interrupted",
     "Message",
+    "Network",
     "Notice",
     "Outcome",
     "Part",
@@ -74,6 +76,7 @@ __all__ = [
     "Wildcards",
     "call_from_thread",
     "delays",
+    "egress",
     "exponential",
     "fixed",
     "hookimpl",

@@ -28,7 +28,7 @@ from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
-from eventrouter.runtimes.process import Report, report
+from eventrouter.runtimes.environments import Report, report
 from eventrouter.throttling import NOTHING_SET, Setting, Throttling
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def describe_function(function: Function, setting: Setting = NOTHING_SET) -> dic
     policy = msgspec.to_builtins(function.policy)
     policy["backoff"] = str(function.policy.backoff)
     policy["isolation"] = function.isolation
+    policy["network"] = msgspec.to_builtins(function.network)
     del policy["name"], policy["tags"]
     policy["env"] = sorted(function.policy.env)  # values may be secret
     policy["throttled"] = setting.throttled

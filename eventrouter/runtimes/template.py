@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import logging
 import os
 import select
@@ -26,6 +27,7 @@ from eventrouter.errors import EventRouterError, set_isolated
 from eventrouter.functions import Function, UserImportError, collect, load
 from eventrouter.plugins import load_plugins, make_trigger
 from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Setup, Told, frame
+from eventrouter.runtimes.netns import enter
 from eventrouter.runtimes.worker import serve
 
 _PDEATHSIG: Final = 1  # of prctl(2)
@@ -65,7 +67,10 @@ def _make(recipe: Recipe) -> dict[str, Function]:
             if "on" in table:
                 entries = table["on"] if isinstance(table["on"], list) else [table["on"]]
                 table["on"] = [make_trigger(triggers, entry, f"[functions.{name}]") for entry in entries]
-    return collect(modules, overrides).functions
+    functions = collect(modules, overrides).functions
+    if any(function.foreign for function in functions.values()):
+        importlib.import_module("eventrouter.runtimes.foreign")  # here, once for all environments; others don't need it
+    return functions
 
 
 def _why(error: BaseException) -> str:
@@ -145,8 +150,16 @@ class _Template:
             if (first := line.take()) is not None:
                 setup = msgspec.msgpack.decode(first, type=Setup)
                 set_isolated()
+                if setup.network:
+                    enter(setup.network)
                 os.environ.update(setup.variables)
-                serve(self._functions[setup.function], setup.env, line, socket.socket(fileno=tokens), answers)
+                function, ends = self._functions[setup.function], (line, socket.socket(fileno=tokens), answers)
+                if function.foreign:
+                    from eventrouter.runtimes.foreign import serve as serve_foreign  # noqa: PLC0415 - the template has it when it's needed
+
+                    serve_foreign(function, *ends)
+                else:
+                    serve(function, setup.env, *ends)
             code = 0
         except OSError:  # the router is gone
             pass
