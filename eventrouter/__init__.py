@@ -30,6 +30,7 @@ from eventrouter.model import (
 from eventrouter.network import Network, egress
 from eventrouter.paths import json_path
 from eventrouter.retry import delays, exponential, fixed, lambda_
+from eventrouter.secrets import Secret
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Terms
 from eventrouter.wildcards import Wildcards
 
@@ -65,6 +66,7 @@ __all__ = [
     "Response",
     "Retry",
     "Router",
+    "Secret",
     "Source",
     "Succeeded",
     "Terms",

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import IO, Any, Self
@@ -20,7 +21,7 @@ from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
-from eventrouter.errors import ConfigError, JournalError, suggest
+from eventrouter.errors import ConfigError, JournalError, SecretError, suggest
 from eventrouter.functions import Collected, Function, collect, is_foreign, load
 from eventrouter.invoking import Here, make_here
 from eventrouter.journal.protocol import Journal
@@ -31,6 +32,8 @@ from eventrouter.runtimes.frames import Recipe
 from eventrouter.runtimes.netns import refusal
 from eventrouter.runtimes.process import ProcessRuntime
 from eventrouter.runtimes.programs import find_program
+from eventrouter.secrets import FILE as KEY_FILE
+from eventrouter.secrets import KeyRing, MasterKeys, Secret, Vault
 from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
 log = logging.getLogger("eventrouter")
@@ -64,6 +67,9 @@ class App:
         self.collected = self._collect()
         self.functions = self.collected.functions
         self._check()
+        self.vault = Vault(open_keys(self.config, self.plugins))
+        for function in self.functions.values():
+            function.decrypt = partial(self.decrypt, function)
         self._place_in_networks()
         self.journal: Journal = self._make_journal()
         self._processes = self._make_processes(folder or Path())
@@ -240,6 +246,7 @@ class App:
             self.supervisor = Supervisor(self.sources, self.clock, lambda: self.journal.fault, self.engine.notices)
             stack.push_async_callback(self.supervisor.close)
             stack.push_async_callback(self._run_stops)
+            await self.engine.throttling.restore()
             for function in self.collected.starts:
                 await _call(function)
             # From here on in this order at stop: intake ends, handlers drain, then what they share is closed.
@@ -248,6 +255,7 @@ class App:
             if self._processes is not None:
                 await self._processes.start()
             if sources:
+                self.check_secrets()
                 await self.engine.start()
                 stack.push_async_callback(self.supervisor.stop)
                 await self.supervisor.start()
@@ -262,6 +270,21 @@ class App:
     async def run_now(self, name: str, event: Event, parameters: Mapping[str, str]) -> Outcome:
         """Invoke a function directly. Raises ConfigError when there is none of that name, Throttled."""
         return await self.engine.invoke(self.lane(name), None, event, parameters)
+
+    def decrypt(self, function: Function, value: str) -> str:
+        """What `context.decrypt` gives a function. Raises SecretError."""
+        return self.vault.decrypt(function.name, function.policy.env, value)
+
+    def check_secrets(self) -> None:
+        """See at once whether each can be decrypted; key services may be slow, and are not asked. Raises ConfigError."""
+        if isinstance(self.vault.keys, KeyRing):
+            for function in self.functions.values():
+                for name, value in function.policy.env.items():
+                    if isinstance(value, Secret):
+                        try:
+                            self.decrypt(function, value.secret)
+                        except SecretError as error:
+                            raise ConfigError(f"{function.place}: {function.name}: env {name}: {error}") from None
 
     def lane(self, name: str) -> Any:
         try:
@@ -299,6 +322,19 @@ class App:
                 await _call(function)
             except Exception:
                 log.exception("on_stop %s failed", function.__name__, extra={"action": "stop.failed"})
+
+
+def open_keys(config: Config, plugins: Plugins) -> MasterKeys:
+    """The master keys that the configuration names; whether there are any is seen when they are used. Raises ConfigError."""
+    provider, file = config.secrets.provider, config.secrets.key_file
+    if provider is None:
+        return KeyRing(config.base / file if file is not None else config.data / KEY_FILE, os.environ)
+    known = {name for name, plugin in plugins.by_name.items() if plugin.keys is not None}
+    if provider not in known:
+        raise ConfigError(f"[secrets] provider: no plugin {provider!r} keeps keys{suggest(provider, known)}")
+    make = plugins.by_name[provider].keys
+    assert make is not None
+    return make(config.plugins.get(provider))
 
 
 async def _call(function: Callable[[], Any]) -> None:

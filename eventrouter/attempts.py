@@ -100,7 +100,7 @@ class Attempts:
                 context = None
                 if binder.needs_context or binder.depends:
                     id = of if isinstance(of, str) else of.id
-                    context = Context(function.name, id, deadline, self._monotonic, function.policy.env, attempt)
+                    context = Context(function.name, id, deadline, self._monotonic, function.env, attempt, function.decrypt)
                 args, kwargs = binder.bind(event, captures, context)
                 if lane.plain:
                     call = function.handler(*args, **kwargs)
@@ -295,7 +295,7 @@ class Attempts:
 
 def _callers(lane: Lane) -> Callers:
     """By trigger, what makes a handler's coroutine from an event, where that is all that an attempt needs."""
-    if not (lane.plain and lane.forgets) or lane.filters or ARMED:
+    if not (lane.plain and lane.forgets) or lane.filters or lane.rate is not None or ARMED:
         return {}
     binders = lane.function.binders
     if any(isinstance(binder, BatchBinder) or binder.needs_context for binder in binders.values()):

@@ -49,6 +49,13 @@ class JournalConfig(msgspec.Struct, kw_only=True):
     archive: str | float = 0
 
 
+class SecretsConfig(msgspec.Struct, kw_only=True):
+    """`[secrets]`. key_file: where the master keys are; None: DIR/master.keys. provider: a plugin that keeps them instead."""
+
+    key_file: str | None = None
+    provider: str | None = None
+
+
 class _Networks(msgspec.Struct):
     named: dict[str, Any] = msgspec.field(name="*", default_factory=dict)
 
@@ -58,6 +65,7 @@ class Config(msgspec.Struct, kw_only=True):
 
     app: AppConfig
     journal: JournalConfig
+    secrets: SecretsConfig = msgspec.field(default_factory=SecretsConfig)
     functions: dict[str, dict[str, Any]]
     networks: dict[str, Network]
     plugins: dict[str, msgspec.Struct]
@@ -96,8 +104,13 @@ def load_config(
         found: Path | None = path
     else:
         path, found = Path(FILE), None
-    sections: dict[str, type[msgspec.Struct] | None] = {"app": AppConfig, "journal": JournalConfig, "functions": None}
-    sections["networks"] = _Networks
+    sections: dict[str, type[msgspec.Struct] | None] = {
+        "app": AppConfig,
+        "journal": JournalConfig,
+        "secrets": SecretsConfig,
+        "functions": None,
+        "networks": _Networks,
+    }
     sections |= {name: plugin.config for name, plugin in plugins.items() if plugin.config is not None}
     for name, table in tables.items():
         if name not in sections:
@@ -119,10 +132,9 @@ def load_config(
             raise ConfigError(f"{path}: functions.{name} must be a table: [functions.{name}]")
     networks = {name: make_network(name, table, f"{path}: [networks.{name}]") for name, table in values.pop("networks").named.items()}
     base = found.parent.resolve() if found else folder.resolve()
-    own = {name: value for name, value in values.items() if name not in ("app", "journal")}
-    return Config(
-        app=values["app"], journal=values["journal"], functions=functions, networks=networks, plugins=own, base=base, file=found
-    )  # fmt: skip
+    core = ("app", "journal", "secrets")
+    own = {name: value for name, value in values.items() if name not in core}
+    return Config(**{name: values[name] for name in core}, functions=functions, networks=networks, plugins=own, base=base, file=found)
 
 
 def seconds(value: str | float, what: str) -> float:

@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -31,6 +31,7 @@ from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
 from eventrouter.runtimes.environments import Report, report
+from eventrouter.throttling import NOTHING_SET, Setting, Throttling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,17 +41,21 @@ if TYPE_CHECKING:
 _LIMIT = 64 * 1024 * 1024  # bytes of one request or answer
 _SOCKET_PATH = 100  # the kernel's limit is 108 bytes, macOS' 104
 _BILLED_STEP = 100  # milliseconds
+_PATIENCE = 60.0  # seconds that a request may take to come
 _KEPT = 256 * 1024  # characters of what a handler prints while the command line waits for it
 
 
-def describe_function(function: Function) -> dict[str, Any]:
-    """One entry of `eventrouter list --json`."""
+def describe_function(function: Function, setting: Setting = NOTHING_SET) -> dict[str, Any]:
+    """One entry of `eventrouter list --json`. setting: what was set by hand."""
     policy = msgspec.to_builtins(function.policy)
     policy["backoff"] = str(function.policy.backoff)
     policy["isolation"] = function.isolation
     policy["network"] = msgspec.to_builtins(function.network)
     del policy["name"], policy["tags"]
     policy["env"] = sorted(function.policy.env)  # values may be secret
+    policy["throttled"] = setting.throttled
+    if setting.concurrency is not None:
+        policy["concurrency"] = setting.concurrency
     return {
         "name": function.name,
         "triggers": [str(trigger) for trigger in function.triggers],
@@ -81,7 +86,7 @@ class Operations:
         functions = {
             name: {
                 key: getattr(lane, key)
-                for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "filtered", "active")
+                for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "delayed", "filtered", "active")
             }
             | {"journal": depth.get(name, {})}
             for name, lane in {**app.engine.lanes, **app.engine.intake.queues}.items()
@@ -97,7 +102,24 @@ class Operations:
         }
 
     async def functions(self) -> list[dict[str, Any]]:
-        return [describe_function(function) for function in self._app.functions.values()]
+        setting = self._app.engine.throttling.setting
+        return [describe_function(function, setting(name)) for name, function in self._app.functions.items()]
+
+    async def throttle(self, function: str) -> dict[str, Any]:
+        """Nothing of the function runs any more: events wait, requests are refused. Answers as `list --json` has it."""
+        return await self._throttling(function, lambda throttling: throttling.throttle(function, True))
+
+    async def unthrottle(self, function: str) -> dict[str, Any]:
+        """The function runs again."""
+        return await self._throttling(function, lambda throttling: throttling.throttle(function, False))
+
+    async def concurrency(self, function: str, count: int | None) -> dict[str, Any]:
+        """Reserve so much concurrency for the function; None: what its policy says."""
+        return await self._throttling(function, lambda throttling: throttling.reserve(function, count))
+
+    async def _throttling(self, function: str, do: Callable[[Throttling], Awaitable[Setting]]) -> dict[str, Any]:
+        self._app.lane(function)
+        return describe_function(self._app.functions[function], await do(self._app.engine.throttling))
 
     async def invoke(self, function: str, payload: str, parameters: dict[str, str], later: bool = False) -> dict[str, Any]:
         """Run a function now, or journal an event for it when `later`.
@@ -160,7 +182,7 @@ class Operations:
         """Dead letters, oldest first."""
         found: list[dict[str, Any]] = []
         after = ""
-        while page := await self._app.journal.dead(LetterQuery(**query), after, 1000):
+        while page := await self._app.journal.dead(_query(query), after, 1000):
             found += map(describe_letter, page)
             after = page[-1].id
         return found
@@ -168,12 +190,12 @@ class Operations:
     async def redrive(self, ids: Sequence[str], query: dict[str, Any]) -> int:
         """Send these letters again, or with no ids all that match. How many there were."""
         engine = self._app.engine
-        return await (engine.by_hand.redrive(ids) if ids else engine.by_hand.letters(LetterQuery(**query), engine.by_hand.redrive))
+        return await (engine.by_hand.redrive(ids) if ids else engine.by_hand.letters(_query(query), engine.by_hand.redrive))
 
     async def purge(self, ids: Sequence[str], query: dict[str, Any]) -> int:
         """Delete these letters, or with no ids all that match. How many there were."""
         journal, engine = self._app.journal, self._app.engine
-        return await (journal.purge(ids) if ids else engine.by_hand.letters(LetterQuery(**query), journal.purge))
+        return await (journal.purge(ids) if ids else engine.by_hand.letters(_query(query), journal.purge))
 
     async def replay(self, function: str, since: float, until: float | None = None) -> dict[str, Any]:
         """Run again what was accepted for a function, or a queue, between two times. Answers `{"replayed", "unwanted", "name"}`."""
@@ -195,6 +217,13 @@ class Operations:
         """What is known of an event, one entry per function."""
         found = await self._app.journal.find(id)
         return [{**msgspec.structs.asdict(w), "accepted": iso_time(w.accepted), "due": iso_time(w.due)} for w in found]
+
+
+def _query(query: Mapping[str, Any]) -> LetterQuery:
+    try:
+        return msgspec.convert(query, LetterQuery)
+    except msgspec.ValidationError as error:
+        raise EventRouterError(f"no query for dead letters: {error}") from None
 
 
 def _jsonable(result: Any) -> Any:
@@ -380,25 +409,44 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, ValueError):
-            writer.write(msgspec.json.encode(await self._answer(await reader.readline())) + b"\n")
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                try:
+                    line = await reader.readline()
+                except ValueError:
+                    line = b""
+            writer.write(await self._answer(line) + b"\n")
             await writer.drain()
         writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> bytes:
         try:
-            asked = msgspec.json.decode(line, type=_Request)
-            if not hmac.compare_digest(asked.key.encode(), self._key.encode()):
-                raise EventRouterError("only who can read the data folder may ask the router that serves it")
-            command = getattr(self._operations, asked.command, None)
-            if asked.command.startswith("_") or command is None:
-                raise EventRouterError(f"the running router knows no command {asked.command!r}; is it of another version?")
-            return {"result": await command(**asked.arguments)}
+            return msgspec.json.encode({"result": await self._do(line)})
         except EventRouterError as error:
-            return {"error": str(error), "usage": isinstance(error, ConfigError)}
+            answer = {"error": str(error), "usage": isinstance(error, ConfigError)}
         except Exception as error:
             logging.getLogger("eventrouter").exception("control command failed", extra={"action": "control.failed"})
-            return {"error": f"{type(error).__name__}: {error}", "usage": False}
+            answer = {"error": f"{type(error).__name__}: {error}", "usage": False}
+        return msgspec.json.encode(answer | {"error": str(answer["error"]).encode(errors="replace").decode()})
+
+    async def _do(self, line: bytes) -> Any:
+        """Raises EventRouterError for what is no request: it may come from anything that has found the socket."""
+        try:
+            asked = msgspec.json.decode(line, type=_Request)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise EventRouterError(f"a request is a line of JSON, at most {_LIMIT >> 20} MB") from None
+        if not hmac.compare_digest(asked.key.encode(errors="replace"), self._key.encode()):
+            raise EventRouterError("only who can read the data folder may ask the router that serves it")
+        command = getattr(type(self._operations), asked.command, None)
+        if asked.command.startswith("_") or command is None:
+            raise EventRouterError(f"the running router knows no command {asked.command!r}; is it of another version?")
+        try:
+            inspect.signature(command).bind(self._operations, **asked.arguments)
+            hints = typing.get_type_hints(command)
+            arguments = {name: msgspec.convert(value, hints[name]) for name, value in asked.arguments.items()}
+        except (TypeError, msgspec.ValidationError) as error:
+            raise EventRouterError(f"{asked.command} does not take these arguments: {error}; is the router of another version?") from None
+        return await command(self._operations, **arguments)
 
 
 class _Request(msgspec.Struct):

@@ -52,8 +52,16 @@ class InvalidPayload(EventRouterError):
     """An event's data does not fit the handler: `$.celsius: expected float, got str`. Never retried."""
 
 
+class SecretError(EventRouterError):
+    """A value can't be encrypted or decrypted. The text never has the value in it."""
+
+
 class Throttled(EventRouterError):
-    """No concurrency is left for the function; costs no attempt."""
+    """No concurrency is left for the function, or it is over its rate; costs no attempt. after: seconds until it is worth another try."""
+
+    def __init__(self, message: str, after: float = 1.0) -> None:
+        super().__init__(message)
+        self.after = after
 
 
 class Retry(EventRouterError):

@@ -9,6 +9,7 @@ import msgspec
 import pluggy
 
 from eventrouter.model import Trigger
+from eventrouter.secrets import MasterKeys
 
 hookspec = pluggy.HookspecMarker("eventrouter")
 hookimpl = pluggy.HookimplMarker("eventrouter")
@@ -38,6 +39,8 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     sample: makes the AWS-shaped JSON that `eventrouter sample NAME` prints. Positional parameters are the command's arguments,
         keyword-only ones its options, all with defaults. A mapping has several: `{"NAME": ...}`.
     doctor: given the config, what this machine can and can't do for the plugin.
+    keys: given the config, a key service for `[secrets] provider = "NAME"`. It has `wrap(key, context) -> (which master key, wrapped)` and
+        `unwrap(which, wrapped, context) -> key`; both raise EventRouterError, and are called where a handler asks, so they must be quick.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     sample: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
     forwards: Callable[[Any], Sequence[tuple[str, str]]] | None = None
     doctor: Callable[[Any], list[Finding]] | None = None
+    keys: Callable[[Any], MasterKeys] | None = None
 
 
 @hookspec

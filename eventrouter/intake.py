@@ -234,7 +234,9 @@ class Intake:
             for of, trigger in (*(index.find(subject) if index is not None else ()), *self._contents.at(source, subject)):
                 if trigger.captures(subject) is None:
                     continue
-                lane = Lane(name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger)
+                lane = Lane(
+                    name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger, of.rate
+                )
                 self.queues[name] = lane
                 self._opened(lane)
                 break

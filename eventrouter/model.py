@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import msgspec
 
-from eventrouter.errors import EventRouterError
+from eventrouter.errors import EventRouterError, not_running
 from eventrouter.patterns import Pattern
 
 _prefix: str
@@ -296,7 +296,7 @@ def viewed(view: Callable[[Event], Any], event: Event) -> dict[str, Any] | None:
 class Context:
     """What a handler can know of its invocation; has every field of AWS Lambda's Python context."""
 
-    __slots__ = ("_deadline", "_monotonic", "attempt", "aws_request_id", "env", "function_name")
+    __slots__ = ("_deadline", "_decrypt", "_monotonic", "attempt", "aws_request_id", "env", "function_name")
 
     function_version = "$LATEST"
     identity = None
@@ -310,6 +310,7 @@ class Context:
         monotonic: Callable[[], float],
         env: Mapping[str, str] = NOTHING,
         attempt: int = 1,
+        decrypt: Callable[[str], str] | None = None,
     ) -> None:
         self.function_name = function_name
         self.aws_request_id = aws_request_id
@@ -317,6 +318,16 @@ class Context:
         self.attempt = attempt
         self._deadline = deadline
         self._monotonic = monotonic
+        self._decrypt = decrypt
+
+    def decrypt(self, value: str) -> str:
+        """What was encrypted for this function with `eventrouter secrets encrypt`: `context.decrypt(context.env["TOKEN"])`.
+
+        Raises SecretError when it was not, or its master key is missing; NotRunning where no router runs the handler.
+        """
+        if self._decrypt is None:
+            raise not_running("context.decrypt")
+        return self._decrypt(value)
 
     @property
     def memory_limit_in_mb(self) -> str:

@@ -11,7 +11,7 @@ PUBLIC = {
     "HttpRequest",
     "Idempotent", "Interrupted", "Message", "Network", "Notice", "Outcome", "Part", "PartialFailure", "Plugin", "Queue",
     "QueueDepth", "Received", "Reject", "Response",
-    "Retry", "Router", "Source", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
+    "Retry", "Router", "Secret", "Source", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
     "call_from_thread", "delays", "egress", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "new_id",
     "on", "on_start", "on_stop",
     "seconds",

@@ -20,7 +20,11 @@ _COMMANDS = {
     "sample": ("events", "Print the AWS-shaped JSON that a source gives Lambda functions."),
     "event": ("events", "Where an event is and what became of it."),
     "replay": ("events", "Run archived events of a function again."),
+    "throttle": ("throttling", "Pause a function: its events wait, requests get 429."),
+    "unthrottle": ("throttling", "Let a throttled function run again."),
+    "concurrency": ("throttling", "Change how many of a function run at once."),
     "dlq": ("dlq", "Dead letters: list, show, redrive, purge."),
+    "secrets": ("secrets", "Encrypted configuration: init, encrypt, decrypt, rotate."),
     "doctor": ("doctor", "What this machine can enforce, which plugins loaded, what is wrong."),
 }
 

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from eventrouter.app import App, lock
 from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options
+from eventrouter.cli.throttling import describe_limits
 from eventrouter.control import describe_function
-from eventrouter.errors import ConfigError, NotRunning, suggest
+from eventrouter.errors import ConfigError, EventRouterError, NotRunning, suggest
 from eventrouter.network import Network
+from eventrouter.throttling import NOTHING_SET, Setting, read_settings
 
 
 def _functions(place: Place) -> list[dict[str, Any]]:
     try:
         found: list[dict[str, Any]] = place.ask("functions")
     except NotRunning:  # listing needs no data folder, so no lock either
-        found = [describe_function(function) for function in place.app().functions.values()]
+        app = place.app()
+        settings = asyncio.run(_set_by_hand(app))
+        found = [describe_function(function, settings.get(name, NOTHING_SET)) for name, function in app.functions.items()]
     return found
+
+
+async def _set_by_hand(app: App) -> Mapping[str, Setting]:
+    """Where no router runs: what the journal says, if there is one that can be opened."""
+    if not (app.config.data / "journal.db").exists():
+        return {}
+    with suppress(EventRouterError), lock(app.config.data):
+        await app.journal.open()
+        try:
+            return await read_settings(app.journal)
+        finally:
+            await app.journal.close()
+    return {}
 
 
 @click.command("list")
@@ -38,14 +58,14 @@ def list_command(tags: tuple[str, ...], as_json: bool, apps: tuple[str, ...], co
     elif not found:
         click.echo("no function has these tags")
     else:
-        rows = [("FUNCTION", "TRIGGERS", "RUNS", "TIMEOUT", "RETRIES", "TAGS")]
+        rows = [("FUNCTION", "TRIGGERS", "RUNS", "TIMEOUT", "RETRIES", "LIMITS", "TAGS")]
         for f in found:
             for place, trigger in enumerate(f["triggers"] or ["(none)"]):
                 policy, labels = f["policy"], " ".join(f"{k}={v}" for k, v in f["tags"].items())
                 foreign = policy["runtime"] != "python" or policy["handler"] or policy["command"]
                 runs = " ".join(filter(None, (policy["runtime"], policy["handler"]))) if foreign else policy["isolation"]
-                row = (f["name"], trigger, runs, f"{policy['timeout']:g} s", str(policy["retries"]), labels)
-                rows.append(row if place == 0 else ("", trigger, "", "", "", ""))
+                row = (f["name"], trigger, runs, f"{policy['timeout']:g} s", str(policy["retries"]), describe_limits(policy), labels)
+                rows.append(row if place == 0 else ("", trigger, "", "", "", "", ""))
         click.echo(columns(rows))
 
 
@@ -71,7 +91,7 @@ def show_command(function: str, as_json: bool, apps: tuple[str, ...], config: Pa
     for key, value in it["policy"].items():
         if key == "network" and value is not None:
             rows += _network(value)
-        elif key != "description" and value not in (None, {}, []):
+        elif key != "description" and value not in (None, {}, []) and (key, value) != ("throttled", False):
             shown = " ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
             if isinstance(value, dict):
                 shown = msgspec.json.encode(value).decode()

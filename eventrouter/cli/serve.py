@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Coroutine, Iterable, Iterator
@@ -18,6 +19,7 @@ import msgspec
 from eventrouter.cli.common import columns, configure, loaded, place_options
 from eventrouter.clock import SystemClock
 from eventrouter.errors import EventRouterError
+from eventrouter.secrets import Secret
 
 if TYPE_CHECKING:
     from eventrouter.app import App
@@ -74,6 +76,9 @@ async def _serve(app: App, reload_since: float | None) -> bool:
     """Serve until a signal comes (False) or a file has changed since that Unix time (True)."""
     from eventrouter.control import ControlServer, Operations  # noqa: PLC0415
 
+    if any(isinstance(value, Secret) for function in app.functions.values() for value in function.policy.env.values()):
+        # A crash must not write out what handlers have decrypted; 1 is also heard where cores go to a program's pipe.
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -67,7 +67,7 @@ class Crew:
     def __init__(self, function: Function, folder: Path) -> None:
         self.name = function.name
         self.minimum = function.policy.min_environments
-        env = function.policy.env
+        env = function.env
         self.setup = Setup(function.name, {**lambda_variables(function, folder), **env}, env)
         self.confinement = confinement(function)
         self.idle: list[Environment] = []
