@@ -8,14 +8,11 @@ import inspect
 import io
 import logging
 import os
-import resource
 import socket
-import sys
 import tempfile
 import typing
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +23,9 @@ from eventrouter.config import FILE, seconds
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning, explain, suggest
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
+from eventrouter.logs import Log, captured, current
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
-from eventrouter.runtimes.environments import Report, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
 
 _LIMIT = 64 * 1024 * 1024  # bytes of one request or answer
 _SOCKET_PATH = 100  # the kernel's limit is 108 bytes, macOS' 104
-_BILLED_STEP = 100  # milliseconds
 _KEPT = 256 * 1024  # characters of what a handler prints while the command line waits for it
 
 
@@ -106,16 +102,16 @@ class Operations:
         if later:
             await self._app.engine.accept_for(function, None, event, parameters)
             return {"status": "accepted", "id": event.id}
-        request = new_id()
-        began = self._app.clock.monotonic()
-        token = report.set(isolated := Report())
+        request, tail = new_id(), _Tail()
+        log = Log(function, request, 128, self._app.clock.monotonic, logged=lane.function.logs, tail=tail, echo=self._echo)
+        token = current.set(log)
         try:
-            with _captured(self._echo) as logs:
+            with captured(), _collected(log, tail):
                 outcome = await self._app.engine.invoke(lane, None, event, parameters, request)
         finally:
-            report.reset(token)
-        milliseconds = (self._app.clock.monotonic() - began) * 1000
-        answer: dict[str, Any] = {"status": "failed", "logs": logs.text(), "report": _report(request, milliseconds, isolated)}
+            current.reset(token)
+        log.end()
+        answer: dict[str, Any] = {"status": "failed", "logs": tail.text(), "report": log.report}
         if isinstance(outcome, Succeeded):
             try:
                 answer |= {"result": _jsonable(outcome.result), "status": "succeeded"}
@@ -194,18 +190,6 @@ def _jsonable(result: Any) -> Any:
     plain = msgspec.to_builtins(result)
     msgspec.json.encode(plain)  # lone surrogates and numbers of any length are builtins, but not JSON
     return plain
-
-
-def _report(request: str, milliseconds: float, isolated: Report) -> str:
-    if isolated.init is not None:  # as Lambda bills it, that's not the handler's
-        milliseconds = max(0, milliseconds - isolated.init * 1000)
-    billed = -(-max(milliseconds, 1) // _BILLED_STEP) * _BILLED_STEP
-    peak = isolated.peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024 * 1024)
-    init = f"Init Duration: {isolated.init * 1000:.2f} ms\t" if isolated.init is not None else ""
-    return (
-        f"REPORT RequestId: {request}\tDuration: {milliseconds:.2f} ms\tBilled Duration: {billed:.0f} ms\t"
-        f"Memory Size: 128 MB\tMax Memory Used: {peak} MB\t{init}"
-    )
 
 
 def _parameters(function: Any) -> tuple[list[inspect.Parameter], dict[str, inspect.Parameter]]:
@@ -290,47 +274,26 @@ class _Tail:
         self._kept.write(written[-_KEPT:])
 
 
-_tail: ContextVar[_Tail | None] = ContextVar("eventrouter_logs", default=None)
-
-
-class _Tee(io.TextIOBase):
-    def __init__(self, real: Any, echo: bool) -> None:
-        self.real = real
-        self._echo = echo
-
-    def write(self, text: str) -> int:
-        tail = _tail.get()
-        if tail is not None:
-            tail.write(text)
-        if tail is None or self._echo:
-            self.real.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        self.real.flush()
-
-
 class _Collect(logging.Handler):
+    def __init__(self, log: Log, tail: _Tail) -> None:
+        super().__init__()
+        self._log = log
+        self._tail = tail
+
     def emit(self, record: logging.LogRecord) -> None:
-        tail = _tail.get()
-        if tail is not None and record.name.partition(".")[0] != "eventrouter":
-            tail.write(f"[{record.levelname}] {record.name} {record.getMessage()}\n")
+        if current.get() is self._log and record.name.partition(".")[0] != "eventrouter":
+            self._tail.write(f"[{record.levelname}] {record.name} {record.getMessage()}\n")
 
 
 @contextmanager
-def _captured(echo: bool) -> Iterator[_Tail]:
-    tail = _Tail()
-    token = _tail.set(tail)
-    handler, tee = _Collect(), _Tee(sys.stdout, echo)
+def _collected(log: Log, tail: _Tail) -> Iterator[None]:
+    """What its handler logs meanwhile is in the tail, too."""
+    handler = _Collect(log, tail)
     logging.getLogger().addHandler(handler)
-    sys.stdout = tee
     try:
-        yield tail
+        yield
     finally:
         logging.getLogger().removeHandler(handler)
-        if sys.stdout is tee:
-            sys.stdout = tee.real
-        _tail.reset(token)
 
 
 # The socket: one JSON line asks, one answers.

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -23,14 +22,15 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from eventrouter.errors import EventRouterError, set_isolated
-from eventrouter.functions import Function, UserImportError, collect, load
+from eventrouter.functions import Collected, UserImportError, collect, load
 from eventrouter.plugins import load_plugins, make_trigger
+from eventrouter.runtimes.channel import Channel, install
 from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Setup, Told, frame
 from eventrouter.runtimes.worker import serve
 
 _PDEATHSIG: Final = 1  # of prctl(2)
 _ORPHANED: Final = signal.SIGUSR2  # not SIGTERM, which a service manager sends to the whole group while the router drains
-_DESCRIPTORS: Final = 4  # with each order to fork: where the environment's jobs and tokens come from, where its answers and output go
+_DESCRIPTORS: Final = 5  # with each order to fork: an environment's ends of its jobs, tokens, answers, output and calls
 
 
 def main(descriptor: int) -> None:
@@ -41,7 +41,7 @@ def main(descriptor: int) -> None:
     if asked is None:
         return
     try:
-        functions = _make(msgspec.msgpack.decode(asked, type=Recipe))
+        app = _make(msgspec.msgpack.decode(asked, type=Recipe))
     except BaseException as error:  # whatever the user's code does when it is imported, the router is told
         control.sendall(frame(Told(0, fault=_why(error))))
         return
@@ -52,11 +52,12 @@ def main(descriptor: int) -> None:
     gc.collect()
     gc.freeze()  # else each environment's collector would copy what they all share
     control.sendall(frame(Told(0)))
-    _Template(control, functions).run()
+    _Template(control, app).run()
 
 
-def _make(recipe: Recipe) -> dict[str, Function]:
+def _make(recipe: Recipe) -> Collected:
     sys.path[:] = recipe.path
+    install(recipe.clients)
     modules = [module for name, folder in recipe.modules for module in load(name, Path(folder))]
     overrides = {name: dict(table) for name, table in recipe.overrides.items()}
     if any("on" in table for table in overrides.values()):
@@ -65,7 +66,7 @@ def _make(recipe: Recipe) -> dict[str, Function]:
             if "on" in table:
                 entries = table["on"] if isinstance(table["on"], list) else [table["on"]]
                 table["on"] = [make_trigger(triggers, entry, f"[functions.{name}]") for entry in entries]
-    return collect(modules, overrides).functions
+    return collect(modules, overrides)
 
 
 def _why(error: BaseException) -> str:
@@ -75,9 +76,9 @@ def _why(error: BaseException) -> str:
 
 
 class _Template:
-    def __init__(self, control: socket.socket, functions: Mapping[str, Function]) -> None:
+    def __init__(self, control: socket.socket, app: Collected) -> None:
         self._control = control
-        self._functions = functions
+        self._app = app
         self._pids: dict[int, int] = {}  # of living environments, by number
         self._woken, self._waker = socket.socketpair()  # a signal writes to it
         for end in (self._woken, self._waker):
@@ -115,19 +116,19 @@ class _Template:
                     elif (pid := self._pids.get(order.number)) is not None:
                         _kill(pid, order.signal)
 
-    def _fork(self, number: int, jobs: int, tokens: int, answers: int, output: int) -> None:
+    def _fork(self, number: int, jobs: int, tokens: int, answers: int, output: int, calls: int) -> None:
         try:
             pid = os.fork()
         except OSError:  # out of processes or memory: as if it had died at once
             self._tell(Told(number, signal.SIGKILL))
         else:
             if pid == 0:
-                self._become(jobs, tokens, answers, output)
+                self._become(jobs, tokens, answers, output, calls)
             self._pids[number] = pid
-        for descriptor in (jobs, tokens, answers, output):
+        for descriptor in (jobs, tokens, answers, output, calls):
             os.close(descriptor)
 
-    def _become(self, jobs: int, tokens: int, answers: int, output: int) -> NoReturn:
+    def _become(self, jobs: int, tokens: int, answers: int, output: int, calls: int) -> NoReturn:
         """An environment, in the child."""
         code = 1
         try:
@@ -146,7 +147,7 @@ class _Template:
                 setup = msgspec.msgpack.decode(first, type=Setup)
                 set_isolated()
                 os.environ.update(setup.variables)
-                serve(self._functions[setup.function], setup.env, line, socket.socket(fileno=tokens), answers)
+                serve(setup, self._app, line, socket.socket(fileno=tokens), answers, Channel(socket.socket(fileno=calls)))
             code = 0
         except OSError:  # the router is gone
             pass
