@@ -23,7 +23,7 @@ from eventrouter.config import FILE, seconds
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning, explain, suggest
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
-from eventrouter.logs import Log, captured, current
+from eventrouter.logs import Log, Recent, captured, current, logger
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from eventrouter.app import App
 
 _LIMIT = 64 * 1024 * 1024  # bytes of one request or answer
+_LOOKS_ON = 10.0  # seconds that `tail` waits for a line
 _SOCKET_PATH = 100  # the kernel's limit is 108 bytes, macOS' 104
 _KEPT = 256 * 1024  # characters of what a handler prints while the command line waits for it
 
@@ -65,6 +66,9 @@ class Operations:
         self._app = app
         self._started = started
         self._echo = echo
+        self._lines: Recent | None = None
+        self._said = asyncio.Event()
+        self._forgets: asyncio.TimerHandle | None = None
 
     async def status(self) -> dict[str, Any]:
         """pid, health, and per function how many attempts ended how and what the journal holds."""
@@ -126,6 +130,39 @@ class Operations:
         else:
             answer["error"] = {"errorMessage": describe(outcome), "errorType": "Interrupted"}
         return answer
+
+    async def tail(self, function: str | None = None, after: int | None = None) -> dict[str, Any]:
+        """What invocations have written to the log since the line `after`, None: from now on; it waits some seconds for that.
+
+        Answers `{"lines": [[function, invocation, line]], "after"}`. Raises ConfigError when the function's invocations write none.
+        """
+        if function is not None and not self._app.lane(function).function.logs:
+            raise ConfigError(f"{function} writes no log of its invocations; give it log_invocations=True")
+        recent = self._recent()
+        if after is None:
+            after = recent.count
+        if recent.count == after:
+            self._said.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._said.wait(), _LOOKS_ON)
+        lines = [line for line in recent.after(after) if function in (None, line[0])]
+        return {"lines": lines, "after": recent.count}
+
+    def _recent(self) -> Recent:
+        """The lines are kept as long as somebody asks again and again."""
+        loop = asyncio.get_running_loop()
+        if self._lines is None:
+            self._lines = Recent(lambda: loop.call_soon_threadsafe(self._said.set))
+            logger.addHandler(self._lines)
+        if self._forgets is not None:
+            self._forgets.cancel()
+        self._forgets = loop.call_later(2 * _LOOKS_ON, self._forget)
+        return self._lines
+
+    def _forget(self) -> None:
+        if self._lines is not None:
+            logger.removeHandler(self._lines)
+            self._lines = None
 
     async def send(self, source: str, arguments: list[str], options: dict[str, list[str]], folder: str) -> Any:
         """Put a real event in through a source; see `Source`."""

@@ -6,6 +6,7 @@ import io
 import logging
 import resource
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from typing import Any, Final, Protocol
 logger = logging.getLogger("eventrouter.invocations")
 
 _BILLED_STEP: Final = 100  # milliseconds
+_KEPT: Final = 10_000  # lines
 _LONGEST: Final = 64 * 1024  # characters of a line; what goes on without an end is cut
 _MEGABYTE: Final = 1024 * 1024 if sys.platform == "darwin" else 1024  # in the unit of ru_maxrss
 
@@ -116,6 +118,38 @@ current: ContextVar[Log | None] = ContextVar(
 def wanted() -> bool:
     """Whether the router's log takes what invocations print."""
     return logger.isEnabledFor(logging.INFO)
+
+
+def label(record: logging.LogRecord) -> bool:
+    """A filter that lets all through and says whose a line is: in `function`, `invocation`, and for people in `label`."""
+    fields = vars(record)
+    log = current.get()
+    named = record.name == logger.name
+    if log is not None and not record.name.startswith("eventrouter"):  # the handler's own logging
+        named = True
+        fields.update(function=log.function, invocation=log.id)
+    fields["label"] = f"{fields['function']} {fields['invocation']}: " if named else ""
+    return True
+
+
+class Recent(logging.Handler):
+    """The last lines of all invocations, numbered, for those that look on. heard: called when there is another."""
+
+    def __init__(self, heard: Callable[[], object]) -> None:
+        super().__init__()
+        self._heard = heard
+        self._lines: deque[tuple[str, str, str]] = deque(maxlen=_KEPT)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append((vars(record)["function"], vars(record)["invocation"], record.getMessage()))
+        self.count += 1
+        self._heard()
+
+    def after(self, number: int) -> list[tuple[str, str, str]]:
+        """As far as they are kept."""
+        kept = list(self._lines)
+        return kept[max(0, len(kept) - (self.count - number)) :]
 
 
 class _Output(io.TextIOBase):

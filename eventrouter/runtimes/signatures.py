@@ -25,7 +25,7 @@ class Methods:
 
 
 def name_of(target: str) -> str:
-    """`eventrouter_s3:Bucket` -> `Bucket`."""
+    """`package.module:Class` -> `Class`."""
     return target.partition(":")[2] or target
 
 
