@@ -42,7 +42,7 @@ def describe_function(function: Function) -> dict[str, Any]:
     """One entry of `eventrouter list --json`."""
     policy = msgspec.to_builtins(function.policy)
     policy["backoff"] = str(function.policy.backoff)
-    policy["isolation"] = function.isolation
+    policy["isolation"], policy["log_invocations"] = function.isolation, function.logs
     del policy["name"], policy["tags"]
     policy["env"] = sorted(function.policy.env)  # values may be secret
     return {

@@ -38,10 +38,14 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self.invocation: str | None = ""
         self._end = end
+        self._line = Line(end)
         self._numbers = itertools.count(1)
         self._writing = threading.Lock()
+        # Whoever has this reads for all: a thread that waits for its own reply, so that no other need wake it, or else the reader.
+        self._reading = threading.Lock()
         self._taken: dict[int, Callable[[Reply | None], None]] = {}  # by number, who waits for the reply
         self._reader: threading.Thread | None = None
+        self._wanted = threading.Semaphore(0)  # by the reader: somebody waits who doesn't read
         self._mode = threading.local()
         os.register_at_fork(after_in_child=self._forked)
 
@@ -60,9 +64,7 @@ class Channel:
             raise NotRunning(f"{what}: no invocation is running here; what a handler leaves behind can't call the router")
         ask = Ask(next(self._numbers), self.invocation, target, method, dict(made), list(args), dict(kwargs))
         if getattr(self._mode, "blocks", False):
-            replies: SimpleQueue[Reply | None] = SimpleQueue()
-            self._send(ask, replies.put)
-            return _value(replies.get(), decode)
+            return _value(self._send_and_read(ask), decode)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply | None] = loop.create_future()
 
@@ -73,6 +75,7 @@ class Channel:
                 pass  # the loop is closed: nobody waits any more
 
         self._send(ask, taken)
+        self._read_for_others()
         try:
             return _value(await future, decode)
         except asyncio.CancelledError:
@@ -95,11 +98,6 @@ class Channel:
 
     def _send(self, ask: Ask, taken: Callable[[Reply | None], None]) -> None:
         data = frame(ask, pack)
-        if self._reader is None:
-            with self._writing:
-                if self._reader is None:
-                    self._reader = threading.Thread(target=self._read, name="calls", daemon=True)
-                    self._reader.start()
         self._taken[ask.number] = taken
         self._write(data)
 
@@ -107,16 +105,45 @@ class Channel:
         with self._writing:
             self._end.sendall(data)
 
+    def _send_and_read(self, ask: Ask) -> Reply | None:
+        replies: SimpleQueue[Reply | None] = SimpleQueue()
+        self._send(ask, replies.put)
+        if self._reading.acquire(blocking=False):
+            try:
+                while ask.number in self._taken:
+                    self._take()
+            finally:
+                self._reading.release()
+            if self._taken:
+                self._read_for_others()
+        return replies.get()
+
+    def _read_for_others(self) -> None:
+        if self._reader is None:
+            with self._writing:
+                if self._reader is None:
+                    self._reader = threading.Thread(target=self._read, name="calls", daemon=True)
+                    self._reader.start()
+        self._wanted.release()
+
     def _read(self) -> None:
-        # A thread's, as whoever waits may be another thread or a loop of the handler's own making.
-        line = Line(self._end)
-        while (data := line.take()) is not None:
+        while True:
+            self._wanted.acquire()
+            while self._taken:  # looked at anew with the lock free: who came before that has not got it
+                with self._reading:
+                    while self._taken:
+                        self._take()
+
+    def _take(self) -> None:
+        data = self._line.take()
+        if data is None:
+            self.invocation = None
+            while self._taken:
+                self._taken.popitem()[1](None)
+        else:
             reply = _reply(data)
             if (taken := self._taken.pop(reply.number, None)) is not None:
                 taken(reply)
-        self.invocation = None
-        for taken in list(self._taken.values()):
-            taken(None)
 
     def _forked(self) -> None:
         """A process that the handler forks would take its replies from it."""

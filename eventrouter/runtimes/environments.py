@@ -39,7 +39,7 @@ class HasFailed(Exception):
 
 
 class Call:
-    """An invocation. log: of what it prints. caller: it, as what it calls sees it. opened: when it begins to answer in chunks."""
+    """An invocation. log: of what it prints. caller: it, as what it calls sees it. opened: with an answer in chunks, None: it has none."""
 
     __slots__ = ("caller", "chunks", "context", "done", "environment", "id", "job", "log", "number", "opened", "started")
 
@@ -68,6 +68,8 @@ class Call:
             self.done.set_result(answer)
             if self.job.stream:
                 self.chunks.end(None if answer.failed is None else HasFailed(answer.failed))
+                if not self.opened.done():
+                    self.opened.set_result(None)
 
     async def result(self) -> Any:
         """What the handler returned. Raises HasFailed, PartialFailure."""
@@ -83,11 +85,11 @@ class Call:
 
     async def streamed(self, stream: Stream) -> Any:
         """As `result`; if the handler answers in chunks, what `stream` makes of them."""
-        await asyncio.wait((self.done, self.opened), return_when=asyncio.FIRST_COMPLETED)
-        if not self.opened.done():
+        head = await self.opened
+        if head is None:
             return await self.result()
         try:
-            given = await stream(self.opened.result())
+            given = await stream(head)
         except Exception:
             await self.chunks.aclose()
             await self.done  # it has been told, and may have to close what it opened
