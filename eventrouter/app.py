@@ -25,9 +25,11 @@ from eventrouter.invoking import Here, invoke, make_here
 from eventrouter.journal.protocol import Journal
 from eventrouter.logs import captured
 from eventrouter.model import Event, Notice, Outcome
+from eventrouter.network import Network
 from eventrouter.plugins import Plugins, load_plugins, make_trigger
 from eventrouter.runtimes.calls import Clients
 from eventrouter.runtimes.frames import Recipe
+from eventrouter.runtimes.netns import refusal
 from eventrouter.runtimes.process import ProcessRuntime
 from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
@@ -62,6 +64,7 @@ class App:
         self.collected = self._collect()
         self.functions = self.collected.functions
         self._check()
+        self._place_in_networks()
         self.journal: Journal = self._make_journal()
         self._processes = self._make_processes(folder or Path())
         self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes)
@@ -112,6 +115,22 @@ class App:
             if plugin.check is not None:
                 pairs = [(binding.function.name, binding.trigger) for binding in self._bindings(plugin.name)]
                 plugin.check(self.config.plugins.get(plugin.name), pairs)
+
+    def _place_in_networks(self) -> None:
+        known = dict(self.config.networks)
+        for function in self.functions.values():
+            wanted = function.policy.network
+            place = f"{function.place}: {function.name}: network"
+            if isinstance(wanted, Network) and wanted.name not in self.config.networks:
+                if known.setdefault(wanted.name, wanted) != wanted:
+                    raise ConfigError(f"{place}: two networks are named {wanted.name!r}; give one another name")
+            elif wanted is not None:
+                name = wanted if isinstance(wanted, str) else wanted.name
+                if name not in self.config.networks:
+                    raise ConfigError(f"{place}={name!r}: there is no [networks.{name}]{suggest(name, self.config.networks)}")
+                function.network = self.config.networks[name]
+            if function.network is not None and (refused := refusal(function.network)):
+                raise ConfigError(f"{place} {function.network.name!r} can't be enforced: {refused}")
 
     def _check_policy_destination(self, function: Function, what: str) -> None:
         target = getattr(function.policy, what)

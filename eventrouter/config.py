@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from eventrouter.errors import ConfigError, explain, suggest
 from eventrouter.hookspecs import Plugin
+from eventrouter.network import Network, make_network
 
 FILE = "eventrouter.toml"
 _PREFIX = "EVENTROUTER_"
@@ -47,12 +48,17 @@ class JournalConfig(msgspec.Struct, kw_only=True):
     archive: str | float = 0
 
 
+class _Networks(msgspec.Struct):
+    named: dict[str, Any] = msgspec.field(name="*", default_factory=dict)
+
+
 class Config(msgspec.Struct, kw_only=True):
-    """Everything configured. base: where relative paths start. plugins: each plugin's own section."""
+    """Everything configured. base: where relative paths start. networks: by their names. plugins: each plugin's own section."""
 
     app: AppConfig
     journal: JournalConfig
     functions: dict[str, dict[str, Any]]
+    networks: dict[str, Network]
     plugins: dict[str, msgspec.Struct]
     base: Path
     file: Path | None
@@ -90,6 +96,7 @@ def load_config(
     else:
         path, found = Path(FILE), None
     sections: dict[str, type[msgspec.Struct] | None] = {"app": AppConfig, "journal": JournalConfig, "functions": None}
+    sections["networks"] = _Networks
     sections |= {name: plugin.config for name, plugin in plugins.items() if plugin.config is not None}
     for name, table in tables.items():
         if name not in sections:
@@ -109,9 +116,12 @@ def load_config(
     for name, table in functions.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: functions.{name} must be a table: [functions.{name}]")
+    networks = {name: make_network(name, table, f"{path}: [networks.{name}]") for name, table in values.pop("networks").named.items()}
     base = found.parent.resolve() if found else folder.resolve()
-    own = {name: values[name] for name in sections if name not in ("app", "journal", "functions")}
-    return Config(app=values["app"], journal=values["journal"], functions=functions, plugins=own, base=base, file=found)
+    own = {name: value for name, value in values.items() if name not in ("app", "journal")}
+    return Config(
+        app=values["app"], journal=values["journal"], functions=functions, networks=networks, plugins=own, base=base, file=found
+    )  # fmt: skip
 
 
 def seconds(value: str | float, what: str) -> float:

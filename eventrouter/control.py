@@ -43,6 +43,7 @@ def describe_function(function: Function) -> dict[str, Any]:
     policy = msgspec.to_builtins(function.policy)
     policy["backoff"] = str(function.policy.backoff)
     policy["isolation"], policy["log_invocations"] = function.isolation, function.logs
+    policy["network"] = msgspec.to_builtins(function.network)
     del policy["name"], policy["tags"]
     policy["env"] = sorted(function.policy.env)  # values may be secret
     return {

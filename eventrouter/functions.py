@@ -20,6 +20,7 @@ from eventrouter.batches import Batch
 from eventrouter.binding import bind_triggers
 from eventrouter.errors import BadOption, ConfigError, explain, suggest
 from eventrouter.model import Event, Trigger, viewed
+from eventrouter.network import Network
 from eventrouter.paths import parse_path
 from eventrouter.patterns import Pattern, PatternError
 from eventrouter.patterns import compile as compile_pattern
@@ -70,6 +71,7 @@ class PolicyKeywords(TypedDict, total=False):
     idempotent: Idempotent
     isolation: Isolation
     min_environments: int
+    network: Network | str
     recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
@@ -91,6 +93,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a process, or in a thread where no other process can
         import it. min_environments: of a function in processes, how many environments are kept warm.
+    network: of a function in processes, the private network it runs in, or the name of one in the configuration; None: the host's.
     recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
         dead letter of it.
     env: what `context.env` holds.
@@ -114,6 +117,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     idempotent: Idempotent | None = None
     isolation: Isolation | None = None
     min_environments: Annotated[int, Meta(ge=0)] = 0
+    network: Network | str | None = None
     recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
@@ -198,6 +202,7 @@ class Function:
     place: `file:line` of the handler. binders: per trigger, how an event becomes arguments.
     ordered: whether its events have keys. where: the policy's, compiled.
     is_lambda: whether the handler is a plain `(event, context)` Lambda function.
+    network: the private network it runs in: the policy's, once an App has looked up the name.
     streams: whether the handler is an async generator, whose chunks are its answer.
     """
 
@@ -211,6 +216,7 @@ class Function:
         "isolation",
         "module",
         "name",
+        "network",
         "ordered",
         "place",
         "policy",
@@ -235,6 +241,9 @@ class Function:
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
         if policy.min_environments and self.isolation != "process":
             raise ConfigError(f'{self.place}: {self.name}: min_environments= needs isolation="process"; add the one or drop the other')
+        if policy.network is not None and self.isolation != "process":
+            raise ConfigError(f'{self.place}: {self.name}: network= needs isolation="process"; add the one or drop the other')
+        self.network = policy.network if isinstance(policy.network, Network) else None
         if re.match(r"\w*:", self.name):
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
         self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
@@ -257,7 +266,7 @@ class Function:
 
     def run_in_threads(self) -> None:
         """No other process can import it. Raises ConfigError when it has to run in one."""
-        if self.policy.isolation == "process" or self.policy.min_environments:
+        if self.policy.isolation == "process" or self.policy.min_environments or self.policy.network is not None:
             raise ConfigError(
                 f"{self.place}: {self.name}: to run in a process of its own, a handler must be one that another process can import: at the "
                 "top level of a module that the App is given by name or file"

@@ -18,6 +18,7 @@ from eventrouter.config import load_config
 from eventrouter.crashpoints import POINTS
 from eventrouter.functions import Policy
 from eventrouter.plugins import Plugins, load_plugins
+from eventrouter.runtimes.netns import mechanism
 from served import Place
 from servers import free_port
 from support import until
@@ -54,6 +55,8 @@ def test_python(text: str, tmp_path: Path) -> None:
     file = write(tmp_path, text)
     if "eventrouter_plugin" in text:
         return  # it has a test of its own
+    if "network=" in text and not mechanism()[0]:
+        pytest.skip(mechanism()[1])
     (tmp_path / "eventrouter.toml").write_text(settings_below(text))
     app = App(str(file), folder=tmp_path)
     marked = re.findall(r"^@on\(.*?^(?:async )?def (\w+)", text, re.MULTILINE | re.DOTALL)

@@ -15,6 +15,7 @@ from eventrouter.app import lock
 from eventrouter.cli.common import Place, app_option, dump, json_option, place_options
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.hookspecs import Finding
+from eventrouter.runtimes.netns import mechanism
 
 _MARKS = {"ok": "ok      ", "note": "note    ", "problem": "PROBLEM "}
 
@@ -81,7 +82,9 @@ def _machine() -> Iterator[Finding]:
         "`def` handlers run in threads: their time-out answers the caller and takes up an attempt, but can't stop the code; "
         "it keeps its concurrency until it ends. `async def` handlers are cancelled",
     )
-    yield Finding("note", "memory, CPU, file and network limits are not enforced by this version")
+    yield Finding("note", "memory, CPU and file limits are not enforced by this version")
+    enforced, words = mechanism()
+    yield Finding("ok" if enforced else "note", words)
     if sys.platform == "darwin":
         yield Finding("note", "macOS is for development: its kernel can not hold functions to limits of memory, CPU, files, network")
 

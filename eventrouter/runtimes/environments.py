@@ -21,7 +21,7 @@ from eventrouter.logs import Log
 from eventrouter.model import Failed, Response, Stream
 from eventrouter.runtimes.calls import Caller, Calls
 from eventrouter.runtimes.forking import lambda_variables
-from eventrouter.runtimes.frames import Answer, Frames, Job, Setup, frame
+from eventrouter.runtimes.frames import Answer, Frames, Job, Setup
 from eventrouter.runtimes.streams import Chunks
 
 _CHUNK: Final = 256 * 1024
@@ -113,7 +113,7 @@ class Crew:
         self.name = function.name
         self.minimum = function.policy.min_environments
         env = function.policy.env
-        self.setup = frame(Setup(function.name, {**lambda_variables(function, folder), **env}, env))
+        self.setup = Setup(function.name, {**lambda_variables(function, folder), **env}, env)
         self.idle: list[Environment] = []
         self.queue: deque[Call] = deque()
         self.count = self.starting = 0

@@ -44,11 +44,14 @@ class Told(msgspec.Struct, array_like=True):
 
 
 class Setup(msgspec.Struct, array_like=True):
-    """To an environment, first. variables: its `os.environ`, besides what the template has; env: what `context.env` holds."""
+    """To an environment, first. variables: its `os.environ`, besides what the template has; env: what `context.env` holds.
+
+    network: what `netns.enter` takes; empty: the host's."""
 
     function: str
     variables: dict[str, str]
     env: dict[str, str]
+    network: str = ""
 
 
 class Job(msgspec.Struct, array_like=True):

@@ -26,6 +26,7 @@ from eventrouter.runtimes.calls import Caller, Calls, Clients
 from eventrouter.runtimes.environments import Call, Crew, Environment, NoEnvironment
 from eventrouter.runtimes.forking import GRACE, Template, cause_of_death, oom_kills
 from eventrouter.runtimes.frames import Answer, Job, Order, Recipe, Told, TooLarge, frame
+from eventrouter.runtimes.netns import Namespaces
 
 log = logging.getLogger("eventrouter")
 
@@ -52,9 +53,10 @@ class ProcessRuntime:
         kept = sum(crew.minimum for crew in self._crews.values())
         if kept > limit:
             raise ConfigError(f"min_environments= of all functions come to {kept}, [app] processes is {limit}; lower them, or raise it")
+        self._namespaces = Namespaces({name: function.network for name, function in functions.items() if function.network is not None})
         self._environments: dict[int, Environment] = {}
         self._numbers = self._calls = 0
-        self._dispatching = False
+        self._dispatching = self._built = False
         self._looking: asyncio.TimerHandle | None = None
         self._seen: dict[int, Call] = {}  # what environments ran that have more waiting, at the last look
         self._template: Template | None = None
@@ -98,6 +100,7 @@ class ProcessRuntime:
         if self._template is not None:
             template, self._template = self._template, None
             await template.close()
+        await self._namespaces.close()
 
     async def run(self, name: str, job: Job, started: Callable[[], None], log: Log | None = None, stream: Stream | None = None) -> Any:
         """What the handler returned. Raises HasFailed, PartialFailure.
@@ -291,7 +294,7 @@ class ProcessRuntime:
             loop.add_reader(answers, self._readable, environment)
             loop.add_reader(output, self._printed, environment)
             self._template.order(Order(environment.number), theirs.fileno(), tokens[1].fileno(), answered, printed, called.fileno())
-            environment.write(crew.setup)
+            environment.write(frame(crew.setup))
         finally:
             theirs.close()
             called.close()
@@ -435,7 +438,10 @@ class ProcessRuntime:
             self._loading = asyncio.create_task(self._load_again(), name="template", context=self._context.copy())
 
     async def _load_again(self) -> str:
-        fault = await self._load()
+        try:
+            fault = await self._load()
+        except ConfigError as error:
+            fault = str(error)
         self._loading = None
         if fault:
             log.error("the app can't be loaded for isolated functions: %s", fault, extra={"action": "template.failed"})
@@ -446,7 +452,12 @@ class ProcessRuntime:
         return fault
 
     async def _load(self) -> str:
-        """Why it can't be, or nothing."""
+        """Why it can't be, or nothing. Raises ConfigError when the functions' networks can't be made."""
+        if not self._built:
+            await self._namespaces.build()
+            self._built = True
+            for crew in self._crews.values():
+                crew.setup.network = self._namespaces.path(crew.name)
         template = Template(self._died, self._template_died)
         try:
             fault = await template.load(self._recipe)

@@ -26,6 +26,7 @@ from eventrouter.functions import Collected, UserImportError, collect, load
 from eventrouter.plugins import load_plugins, make_trigger
 from eventrouter.runtimes.channel import Channel, install
 from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Setup, Told, frame
+from eventrouter.runtimes.netns import enter
 from eventrouter.runtimes.worker import serve
 
 _PDEATHSIG: Final = 1  # of prctl(2)
@@ -146,6 +147,8 @@ class _Template:
             if (first := line.take()) is not None:
                 setup = msgspec.msgpack.decode(first, type=Setup)
                 set_isolated()
+                if setup.network:
+                    enter(setup.network)
                 os.environ.update(setup.variables)
                 serve(setup, self._app, line, socket.socket(fileno=tokens), answers, Channel(socket.socket(fileno=calls)))
             code = 0
