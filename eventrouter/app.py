@@ -20,7 +20,7 @@ from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
 from eventrouter.errors import ConfigError, JournalError, suggest
-from eventrouter.functions import Collected, Function, collect, load
+from eventrouter.functions import Collected, Function, collect, is_foreign, load
 from eventrouter.invoking import Here, invoke, make_here
 from eventrouter.journal.protocol import Journal
 from eventrouter.logs import captured
@@ -31,6 +31,7 @@ from eventrouter.runtimes.calls import Clients
 from eventrouter.runtimes.frames import Recipe
 from eventrouter.runtimes.netns import refusal
 from eventrouter.runtimes.process import ProcessRuntime
+from eventrouter.runtimes.programs import find_program
 from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
 log = logging.getLogger("eventrouter")
@@ -78,7 +79,7 @@ class App:
         found: list[ModuleType] = []
         base = folder
         if not modules:
-            modules, base = self.config.app.modules, self.config.base
+            modules, base = self._usual_modules(), self.config.base
         for module in modules:
             if isinstance(module, str):
                 self._named.append((module, base))
@@ -87,6 +88,13 @@ class App:
             else:
                 found.append(module)
         return found
+
+    def _usual_modules(self) -> tuple[str, ...]:
+        if self.config.app.modules is not None:
+            return self.config.app.modules
+        # An app may be of other languages alone.
+        needed = (self.config.base / "app.py").exists() or not any(map(is_foreign, self.config.functions.values()))
+        return ("app.py",) if needed else ()
 
     def _collect(self) -> Collected:
         overrides: dict[str, dict[str, Any]] = {}
@@ -166,13 +174,19 @@ class App:
     def _make_processes(self, folder: Path) -> ProcessRuntime | None:
         importable = {id(value) for module in self._importable for value in vars(module).values()}
         for function in self.functions.values():
-            if function.isolation == "process" and id(function.handler) not in importable:
+            if function.isolation == "process" and id(function.handler) not in importable and not function.foreign:
                 function.run_in_threads()
         isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
         if not isolated:
             return None
-        theirs = {name: table for name, table in self.config.functions.items() if id(self.functions[name].handler) in importable}
-        overrides = {name: {key: value for key, value in table.items() if key != "env"} for name, table in theirs.items()}
+        overrides: dict[str, dict[str, Any]] = {}
+        for name, table in self.config.functions.items():
+            function = self.functions[name]
+            if function.foreign or id(function.handler) in importable:
+                overrides[name] = {key: value for key, value in table.items() if key != "env"}
+            if function.foreign:
+                find_program(function.policy, self.config.base, function.place)
+                overrides[name]["code"] = str(self.config.base / (function.policy.code or ""))
         clients = Clients([cls for plugin in self.plugins.by_name.values() for cls in plugin.clients], {"invoke": invoke.__call__})
         recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides, clients.names)
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)

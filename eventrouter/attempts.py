@@ -26,6 +26,7 @@ from eventrouter.runtimes.environments import HasFailed, NoEnvironment
 from eventrouter.runtimes.failures import failure
 from eventrouter.runtimes.frames import Job
 from eventrouter.runtimes.process import ProcessRuntime
+from eventrouter.runtimes.programs import INIT
 from eventrouter.runtimes.streams import collect, consume, is_streamed, streamed, with_chunks
 from eventrouter.runtimes.thread import ThreadRuntime
 
@@ -247,6 +248,8 @@ class Attempts:
         policy = lane.policy
         if not slot.request:
             slot.deadline = self._monotonic() + policy.max_age
+        elif lane.function.foreign:
+            slot.deadline += INIT  # other languages are not ready in a moment, and no time-out should have to be as long as that
 
         def started() -> None:
             deadline = slot.deadline = self._monotonic() + policy.timeout

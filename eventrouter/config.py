@@ -21,12 +21,13 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class AppConfig(msgspec.Struct, kw_only=True):
-    """`[app]`. modules: what `serve` collects when no APP is given. data: DIR. drain: seconds.
+    """`[app]`. modules: what `serve` collects when no APP is given; None: app.py, which need not be there if functions have no Python.
+    data: DIR. drain: seconds.
 
     concurrency: how many attempts and requests run at once in all.
     processes: how many environments of isolated functions there are at most; None: 4 per CPU."""
 
-    modules: tuple[str, ...] = ("app.py",)
+    modules: tuple[str, ...] | None = None
     data: str = ".eventrouter"
     drain: Annotated[float, Meta(ge=0)] = 30.0
     concurrency: Annotated[int, Meta(ge=1)] = 1000

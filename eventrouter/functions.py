@@ -32,6 +32,8 @@ _LIFE = "__eventrouter_life__"
 
 Isolation = Literal["inline", "thread", "process"]
 RecursiveLoop = Literal["terminate", "allow"]
+RUNTIMES = ("go", "java", "nodejs", "provided", "python")
+_FOREIGN = ("runtime", "handler", "code", "command")  # one of them in `[functions.NAME]` makes a function without Python
 
 
 class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +101,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     env: what `context.env` holds.
     log_invocations: write Lambda's START, END and REPORT lines to the log, with what the function prints between them; None: for Lambda
         functions and in processes.
+    runtime, handler, code, command: for functions without Python, in the configuration alone: one of `RUNTIMES`; what it is to run;
+        the folder that is in; what speaks the Lambda Runtime API there, instead of what comes with the runtime.
     """
 
     name: str | None = None
@@ -122,6 +126,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
     log_invocations: bool | None = None
+    runtime: str = "python"
+    handler: str | None = None
+    code: str | None = None
+    command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
 
 
 class _Mark(msgspec.Struct):
@@ -145,6 +153,8 @@ def on(*triggers: Trigger, **policy: Unpack[PolicyKeywords]) -> Callable[[F], F]
     for trigger in triggers:
         if not isinstance(trigger, Trigger):
             raise ConfigError(f"{place}: @on takes triggers such as cron(...), not {trigger!r}")
+    if foreign := [key for key in _FOREIGN if key in policy]:
+        raise ConfigError(f"{place}: {foreign[0]}= belongs into [functions.NAME] of the configuration; @on marks Python functions")
     make_policy(dict(policy), place)
 
     def mark(function: F) -> F:
@@ -204,12 +214,14 @@ class Function:
     is_lambda: whether the handler is a plain `(event, context)` Lambda function.
     network: the private network it runs in: the policy's, once an App has looked up the name.
     streams: whether the handler is an async generator, whose chunks are its answer.
+    foreign: whether it has no Python in it; `handler` then has but its signature, that of a Lambda function.
     """
 
     __slots__ = (
         "_idempotency",
         "_path",
         "binders",
+        "foreign",
         "handler",
         "is_async",
         "is_lambda",
@@ -228,15 +240,18 @@ class Function:
     def __init__(self, handler: Callable[..., Any], triggers: Sequence[Trigger], policy: Policy) -> None:
         code = handler.__code__
         self.handler = handler
+        self.foreign = handler is _elsewhere
         self.name = policy.name or handler.__name__
-        self.module = handler.__module__
-        self.place = f"{code.co_filename}:{code.co_firstlineno}"
+        self.module = (policy.code or ".") if self.foreign else handler.__module__
+        self.place = f"[functions.{self.name}]" if self.foreign else f"{code.co_filename}:{code.co_firstlineno}"
         self.policy = policy
         self.triggers = tuple(triggers)
         self.streams = inspect.isasyncgenfunction(handler)
         self.is_async = self.streams or inspect.iscoroutinefunction(handler)
         self._check_yields()
         self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "process")
+        if self.foreign and self.isolation != "process":
+            raise ConfigError(f"{self.place}: isolation={self.isolation!r}: what is no Python runs in a process; drop it")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
         if policy.min_environments and self.isolation != "process":
@@ -387,6 +402,8 @@ def collect(
         override = dict(overrides.get(name, {}))
         triggers = [*mark.triggers, *override.pop("on", ())]
         place = f"[functions.{name}]" if override else mark.place
+        if foreign := [key for key in _FOREIGN if key in override]:
+            raise ConfigError(f"{place} {foreign[0]}: {name} is a Python function, at {mark.place}; drop it, or rename one of the two")
         policy = make_policy({**mark.policy, **override}, place)
         if "where" in override:
             _read_where(policy, f"[functions.{name}] where")
@@ -395,10 +412,34 @@ def collect(
         if twin:
             raise ConfigError(f"two functions are named {name!r}: {twin.place} and {function.place}; give one a name=")
         found.functions[name] = function
-    for name in overrides:
+    for name, table in overrides.items():
         if name not in found.functions:
-            raise ConfigError(f"[functions.{name}]: no such function{suggest(name, found.functions)}")
+            if not is_foreign(table):
+                raise ConfigError(f"[functions.{name}]: no such function{suggest(name, found.functions)}")
+            found.functions[name] = _foreign(name, dict(table))
     return found
+
+
+def is_foreign(table: Mapping[str, Any]) -> bool:
+    """Whether a table of the configuration, of none of the Python functions, makes a function without Python."""
+    return any(key in table for key in _FOREIGN)
+
+
+def _foreign(name: str, table: dict[str, Any]) -> Function:
+    """A function without Python, of a table of the configuration."""
+    place = f"[functions.{name}]"
+    if "name" in table:
+        raise ConfigError(f"{place} name: the table's own name is the function's; rename that")
+    triggers = table.pop("on", ())
+    policy = make_policy({**table, "name": name}, place)
+    if policy.runtime not in RUNTIMES:
+        more = "; the version is that of what is installed, and with `provided` any command will do"
+        raise ConfigError(f"{place} runtime={policy.runtime!r}: there is none of that name{suggest(policy.runtime, RUNTIMES)}{more}")
+    return Function(_elsewhere, triggers, policy)
+
+
+def _elsewhere(event: Any, context: Any) -> Any:
+    raise NotImplementedError("it is no Python; its environment runs its program")
 
 
 class UserImportError(ConfigError):

@@ -42,7 +42,9 @@ def list_command(tags: tuple[str, ...], as_json: bool, apps: tuple[str, ...], co
         for f in found:
             for place, trigger in enumerate(f["triggers"] or ["(none)"]):
                 policy, labels = f["policy"], " ".join(f"{k}={v}" for k, v in f["tags"].items())
-                row = (f["name"], trigger, policy["isolation"], f"{policy['timeout']:g} s", str(policy["retries"]), labels)
+                foreign = policy["runtime"] != "python" or policy["handler"] or policy["command"]
+                runs = " ".join(filter(None, (policy["runtime"], policy["handler"]))) if foreign else policy["isolation"]
+                row = (f["name"], trigger, runs, f"{policy['timeout']:g} s", str(policy["retries"]), labels)
                 rows.append(row if place == 0 else ("", trigger, "", "", "", ""))
         click.echo(columns(rows))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import logging
 import os
 import select
@@ -67,7 +68,10 @@ def _make(recipe: Recipe) -> Collected:
             if "on" in table:
                 entries = table["on"] if isinstance(table["on"], list) else [table["on"]]
                 table["on"] = [make_trigger(triggers, entry, f"[functions.{name}]") for entry in entries]
-    return collect(modules, overrides)
+    app = collect(modules, overrides)
+    if any(function.foreign for function in app.functions.values()):
+        importlib.import_module("eventrouter.runtimes.foreign")  # here, once for all environments; others don't need it
+    return app
 
 
 def _why(error: BaseException) -> str:
@@ -150,7 +154,13 @@ class _Template:
                 if setup.network:
                     enter(setup.network)
                 os.environ.update(setup.variables)
-                serve(setup, self._app, line, socket.socket(fileno=tokens), answers, Channel(socket.socket(fileno=calls)))
+                function, ends = self._app.functions[setup.function], (line, socket.socket(fileno=tokens), answers)
+                if function.foreign:
+                    from eventrouter.runtimes.foreign import serve as serve_foreign  # noqa: PLC0415 - the template has it when it's needed
+
+                    serve_foreign(function, *ends)
+                else:
+                    serve(setup, self._app, *ends, Channel(socket.socket(fileno=calls)))
             code = 0
         except OSError:  # the router is gone
             pass

@@ -13,7 +13,7 @@ import termios
 import time
 import traceback
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ import msgspec
 from eventrouter.batches import PartialFailure
 from eventrouter.binding import BatchBinder, Dependencies
 from eventrouter.clock import SystemClock
-from eventrouter.functions import Collected
+from eventrouter.functions import Collected, Function
 from eventrouter.invoking import set_channel
 from eventrouter.model import Context, Event, Failed, Response
 from eventrouter.runtimes.channel import Channel
@@ -45,7 +45,7 @@ def serve(setup: Setup, app: Collected, line: Line, tokens: socket.socket, answe
     """
     set_channel(channel)
     worker = _Worker(app, setup, channel)
-    _give(answers, frame(Answer("ready", None)))
+    give(answers, frame(Answer("ready", None)))
     while token := tokens.recv(1):
         while (data := line.take()) is not None:
             job = _job(data)
@@ -56,19 +56,19 @@ def serve(setup: Setup, app: Collected, line: Line, tokens: socket.socket, answe
         answer = worker.answer(job)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        _wait_until_read()
-        _give(answers, answer)
+        wait_until_read()
+        give(answers, answer)
         del data, job, answer  # a warm environment must not keep the last payload
     worker.close()
 
 
-def _give(answers: int, data: bytes) -> None:
+def give(answers: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(answers, rest) :]
 
 
-def _wait_until_read() -> None:
+def wait_until_read() -> None:
     """What was printed must be with the router before it hears that this invocation has ended: it takes it for the next one's else."""
     waiting = array("i", [0])
     for pause in _PAUSES:
@@ -126,7 +126,7 @@ class _Worker:
 
     def _called(self, job: Job) -> Answer:
         try:
-            args, kwargs, _, _ = self._bind(job)
+            args, kwargs, _, _ = bound(self._function, self._env, job)
             result = self._function.handler(*args, **kwargs)
             if job.stream and is_streamed(result):
                 answer: Answer = self._channel.wait(self._function.name, lambda: self._stream(result))
@@ -138,7 +138,7 @@ class _Worker:
     async def _awaited(self, job: Job) -> Answer:
         function = self._function
         try:
-            args, kwargs, event, context = self._bind(job)
+            args, kwargs, event, context = bound(self._function, self._env, job)
             async with AsyncExitStack() as stack:
                 made = await self._dependencies.resolve(self._depends, stack, event, context)
                 result = function.handler(*args, **{**kwargs, **made})
@@ -166,22 +166,23 @@ class _Worker:
                 await close()
         return Answer("streamed", None)
 
-    def _bind(self, job: Job) -> tuple[Any, dict[str, Any], Event, Context]:
-        function = self._function
-        binder = function.binders[None if job.trigger < 0 else function.triggers[job.trigger]]
-        pairs = []
-        for packed, captures, attempt in job.events:
-            event = Event.unpack(packed)
-            event.attempt = attempt
-            pairs.append((event, captures))
-        event, captures = pairs[0]
-        deadline = SystemClock.monotonic() + job.seconds
-        context = Context(function.name, job.id, deadline, SystemClock.monotonic, self._env, event.attempt)
-        if isinstance(binder, BatchBinder):
-            args, kwargs = binder.all([binder.one(event, captures) for event, captures in pairs], context)
-        else:
-            args, kwargs = binder.bind(event, captures, context)
-        return args, kwargs, event, context
+
+def bound(function: Function, env: Mapping[str, str], job: Job) -> tuple[Any, dict[str, Any], Event, Context]:
+    """Its arguments, by place and by name. Raises what is wrong with the event."""
+    binder = function.binders[None if job.trigger < 0 else function.triggers[job.trigger]]
+    pairs = []
+    for packed, captures, attempt in job.events:
+        event = Event.unpack(packed)
+        event.attempt = attempt
+        pairs.append((event, captures))
+    event, captures = pairs[0]
+    deadline = SystemClock.monotonic() + job.seconds
+    context = Context(function.name, job.id, deadline, SystemClock.monotonic, env, event.attempt)
+    if isinstance(binder, BatchBinder):
+        args, kwargs = binder.all([binder.one(event, captures) for event, captures in pairs], context)
+    else:
+        args, kwargs = binder.bind(event, captures, context)
+    return args, kwargs, event, context
 
 
 def _failed(failed: Failed) -> Answer:
