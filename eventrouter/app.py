@@ -23,11 +23,13 @@ from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
 from eventrouter.errors import ConfigError, JournalError, SecretError, suggest
 from eventrouter.functions import Collected, Function, collect, is_foreign, load
-from eventrouter.invoking import Here, make_here
+from eventrouter.invoking import Here, invoke, make_here
 from eventrouter.journal.protocol import Journal
+from eventrouter.logs import captured
 from eventrouter.model import Event, Notice, Outcome
 from eventrouter.network import Network
 from eventrouter.plugins import Plugins, load_plugins, make_trigger
+from eventrouter.runtimes.calls import Clients
 from eventrouter.runtimes.frames import Recipe
 from eventrouter.runtimes.netns import refusal
 from eventrouter.runtimes.process import ProcessRuntime
@@ -177,14 +179,11 @@ class App:
         return [Binding(f, trigger) for f in self.functions.values() for trigger in f.triggers if trigger.source == source]
 
     def _make_processes(self, folder: Path) -> ProcessRuntime | None:
-        isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
         importable = {id(value) for module in self._importable for value in vars(module).values()}
-        for name, function in isolated.items():
-            if id(function.handler) not in importable and not function.foreign:
-                raise ConfigError(
-                    f'{function.place}: {name}: isolation="process" needs a handler that another process can import: one at the top level '
-                    "of a module that the App is given by name or file"
-                )
+        for function in self.functions.values():
+            if function.isolation == "process" and id(function.handler) not in importable and not function.foreign:
+                function.run_in_threads()
+        isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
         if not isolated:
             return None
         overrides: dict[str, dict[str, Any]] = {}
@@ -201,9 +200,10 @@ class App:
                 raise ConfigError(f"{data} holds the app, and isolated functions don't see the data folder; give --data one of its own")
         hidden = [str(path.resolve()) for path in (data, self.config.file) if path is not None]
         key = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
-        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides, hidden, key)
+        clients = Clients([cls for plugin in self.plugins.by_name.values() for cls in plugin.clients], {"invoke": invoke.__call__})
+        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides, hidden, key, clients.names)
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
-        return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit)
+        return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit, clients)
 
     def _make_journal(self) -> Journal:
         from eventrouter.journal.sqlite import SqliteJournal  # noqa: PLC0415 - apsw is not needed to list functions
@@ -243,6 +243,11 @@ class App:
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
             make_current(self.sources)
+            if self._processes is not None:  # beside all else that starts; without sources only if a command needs it
+                self._processes.start(load=sources)
+                stack.push_async_callback(self._processes.close)
+            if any(function.logs and function.isolation != "process" for function in self.functions.values()):
+                stack.enter_context(captured())
             self.supervisor = Supervisor(self.sources, self.clock, lambda: self.journal.fault, self.engine.notices)
             stack.push_async_callback(self.supervisor.close)
             stack.push_async_callback(self._run_stops)
@@ -252,13 +257,13 @@ class App:
             # From here on in this order at stop: intake ends, handlers drain, then what they share is closed.
             stack.push_async_callback(self._drain)
             self.engine.watch()
-            if self._processes is not None:
-                await self._processes.start()
             if sources:
                 self.check_secrets()
                 await self.engine.start()
                 stack.push_async_callback(self.supervisor.stop)
                 await self.supervisor.start()
+            if self._processes is not None:
+                await self._processes.ready()
             self._stack = stack.pop_all()
 
     async def stop(self) -> None:

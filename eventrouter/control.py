@@ -9,15 +9,12 @@ import inspect
 import io
 import logging
 import os
-import resource
 import secrets
 import socket
-import sys
 import tempfile
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +25,9 @@ from eventrouter.config import FILE, seconds
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning, explain, suggest
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
+from eventrouter.logs import Log, Recent, captured, current, logger
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
-from eventrouter.runtimes.environments import Report, report
 from eventrouter.throttling import NOTHING_SET, Setting, Throttling
 
 if TYPE_CHECKING:
@@ -39,8 +36,8 @@ if TYPE_CHECKING:
     from eventrouter.app import App
 
 _LIMIT = 64 * 1024 * 1024  # bytes of one request or answer
+_LOOKS_ON = 10.0  # seconds that `tail` waits for a line
 _SOCKET_PATH = 100  # the kernel's limit is 108 bytes, macOS' 104
-_BILLED_STEP = 100  # milliseconds
 _PATIENCE = 60.0  # seconds that a request may take to come
 _KEPT = 256 * 1024  # characters of what a handler prints while the command line waits for it
 
@@ -49,7 +46,7 @@ def describe_function(function: Function, setting: Setting = NOTHING_SET) -> dic
     """One entry of `eventrouter list --json`. setting: what was set by hand."""
     policy = msgspec.to_builtins(function.policy)
     policy["backoff"] = str(function.policy.backoff)
-    policy["isolation"] = function.isolation
+    policy["isolation"], policy["log_invocations"] = function.isolation, function.logs
     policy["network"] = msgspec.to_builtins(function.network)
     del policy["name"], policy["tags"]
     policy["env"] = sorted(function.policy.env)  # values may be secret
@@ -77,6 +74,9 @@ class Operations:
         self._app = app
         self._started = started
         self._echo = echo
+        self._lines: Recent | None = None
+        self._said = asyncio.Event()
+        self._forgets: asyncio.TimerHandle | None = None
 
     async def status(self) -> dict[str, Any]:
         """pid, health, and per function how many attempts ended how and what the journal holds."""
@@ -131,20 +131,24 @@ class Operations:
         if later:
             await self._app.engine.accept_for(function, None, event, parameters)
             return {"status": "accepted", "id": event.id}
-        request = new_id()
-        began = self._app.clock.monotonic()
-        token = report.set(isolated := Report())
+        request, tail = new_id(), _Tail()
+        log = Log(
+            function,
+            request,
+            lane.function.memory,
+            self._app.clock.monotonic,
+            logged=lane.function.logs,
+            tail=tail,
+            echo=self._echo,
+        )
+        token = current.set(log)
         try:
-            with _captured(self._echo) as logs:
+            with captured(), _collected(log, tail):
                 outcome = await self._app.engine.invoke(lane, None, event, parameters, request)
         finally:
-            report.reset(token)
-        milliseconds = (self._app.clock.monotonic() - began) * 1000
-        answer: dict[str, Any] = {
-            "status": "failed",
-            "logs": logs.text(),
-            "report": _report(request, milliseconds, isolated, lane.function.policy.memory or 128),
-        }
+            current.reset(token)
+        log.end()
+        answer: dict[str, Any] = {"status": "failed", "logs": tail.text(), "report": log.report}
         if isinstance(outcome, Succeeded):
             try:
                 answer |= {"result": _jsonable(outcome.result), "status": "succeeded"}
@@ -159,6 +163,39 @@ class Operations:
         else:
             answer["error"] = {"errorMessage": describe(outcome), "errorType": "Interrupted"}
         return answer
+
+    async def tail(self, function: str | None = None, after: int | None = None) -> dict[str, Any]:
+        """What invocations have written to the log since the line `after`, None: from now on; it waits some seconds for that.
+
+        Answers `{"lines": [[function, invocation, line]], "after"}`. Raises ConfigError when the function's invocations write none.
+        """
+        if function is not None and not self._app.lane(function).function.logs:
+            raise ConfigError(f"{function} writes no log of its invocations; give it log_invocations=True")
+        recent = self._recent()
+        if after is None:
+            after = recent.count
+        if recent.count == after:
+            self._said.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._said.wait(), _LOOKS_ON)
+        lines = [line for line in recent.after(after) if function in (None, line[0])]
+        return {"lines": lines, "after": recent.count}
+
+    def _recent(self) -> Recent:
+        """The lines are kept as long as somebody asks again and again."""
+        loop = asyncio.get_running_loop()
+        if self._lines is None:
+            self._lines = Recent(lambda: loop.call_soon_threadsafe(self._said.set))
+            logger.addHandler(self._lines)
+        if self._forgets is not None:
+            self._forgets.cancel()
+        self._forgets = loop.call_later(2 * _LOOKS_ON, self._forget)
+        return self._lines
+
+    def _forget(self) -> None:
+        if self._lines is not None:
+            logger.removeHandler(self._lines)
+            self._lines = None
 
     async def send(self, source: str, arguments: list[str], options: dict[str, list[str]], folder: str) -> Any:
         """Put a real event in through a source; see `Source`."""
@@ -230,18 +267,6 @@ def _jsonable(result: Any) -> Any:
     plain = msgspec.to_builtins(result)
     msgspec.json.encode(plain)  # lone surrogates and numbers of any length are builtins, but not JSON
     return plain
-
-
-def _report(request: str, milliseconds: float, isolated: Report, memory: int) -> str:
-    if isolated.init is not None:  # as Lambda bills it, that's not the handler's
-        milliseconds = max(0, milliseconds - isolated.init * 1000)
-    billed = -(-max(milliseconds, 1) // _BILLED_STEP) * _BILLED_STEP
-    peak = isolated.peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024 * 1024)
-    init = f"Init Duration: {isolated.init * 1000:.2f} ms\t" if isolated.init is not None else ""
-    return (
-        f"REPORT RequestId: {request}\tDuration: {milliseconds:.2f} ms\tBilled Duration: {billed:.0f} ms\t"
-        f"Memory Size: {memory} MB\tMax Memory Used: {peak} MB\t{init}"
-    )
 
 
 def _parameters(function: Any) -> tuple[list[inspect.Parameter], dict[str, inspect.Parameter]]:
@@ -326,47 +351,26 @@ class _Tail:
         self._kept.write(written[-_KEPT:])
 
 
-_tail: ContextVar[_Tail | None] = ContextVar("eventrouter_logs", default=None)
-
-
-class _Tee(io.TextIOBase):
-    def __init__(self, real: Any, echo: bool) -> None:
-        self.real = real
-        self._echo = echo
-
-    def write(self, text: str) -> int:
-        tail = _tail.get()
-        if tail is not None:
-            tail.write(text)
-        if tail is None or self._echo:
-            self.real.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        self.real.flush()
-
-
 class _Collect(logging.Handler):
+    def __init__(self, log: Log, tail: _Tail) -> None:
+        super().__init__()
+        self._log = log
+        self._tail = tail
+
     def emit(self, record: logging.LogRecord) -> None:
-        tail = _tail.get()
-        if tail is not None and record.name.partition(".")[0] != "eventrouter":
-            tail.write(f"[{record.levelname}] {record.name} {record.getMessage()}\n")
+        if current.get() is self._log and record.name.partition(".")[0] != "eventrouter":
+            self._tail.write(f"[{record.levelname}] {record.name} {record.getMessage()}\n")
 
 
 @contextmanager
-def _captured(echo: bool) -> Iterator[_Tail]:
-    tail = _Tail()
-    token = _tail.set(tail)
-    handler, tee = _Collect(), _Tee(sys.stdout, echo)
+def _collected(log: Log, tail: _Tail) -> Iterator[None]:
+    """What its handler logs meanwhile is in the tail, too."""
+    handler = _Collect(log, tail)
     logging.getLogger().addHandler(handler)
-    sys.stdout = tee
     try:
-        yield tail
+        yield
     finally:
         logging.getLogger().removeHandler(handler)
-        if sys.stdout is tee:
-            sys.stdout = tee.real
-        _tail.reset(token)
 
 
 # The socket: one JSON line asks, one answers.

@@ -35,7 +35,9 @@ class NotRunning(EventRouterError):
 def not_running(what: str) -> NotRunning:
     """What a client says that finds no router."""
     if _isolated:
-        return NotRunning(f'{what}: a function with isolation="process" has no way to the router; drop that, or do it in another one')
+        return NotRunning(
+            f"{what}: in a process of its own a function reaches the router by clients alone; the plugin names them in Plugin(clients=...)"
+        )
     return NotRunning(f"{what}: no router is running here; call this inside a handler that eventrouter runs")
 
 

@@ -85,6 +85,7 @@ class PolicyKeywords(TypedDict, total=False):
     recursive_loop: RecursiveLoop
     env: Mapping[str, str | Secret]
     tags: Mapping[str, str]
+    log_invocations: bool
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,15 +103,18 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     order_by: a wildcard's name, or a JSON path of the payload: events that are equal there run one after another.
     where: an EventBridge pattern; what a Lambda function would get of the event must match it, or it's none of the function's.
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
-    isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
-    min_environments: with isolation="process", how many environments are kept warm.
-    network: with isolation="process", the private network it runs in, or the name of one in the configuration; None: the host's.
+    isolation: where the handler runs; None: `async def` on the event loop, `def` in a process, or in a thread where no other process can
+        import it.
+    min_environments: of a function in processes, how many environments are kept warm.
+    network: of a function in processes, the private network it runs in, or the name of one in the configuration; None: the host's.
     memory: with isolation="process", MB that an environment has at most; its share of the CPU is proportional, 1769 MB = one core.
     sandbox: with isolation="process", it can write nothing but a /tmp of its own.
     enforce: whether a limit that this machine can't keep is an error at start, or, with "best-effort", a warning.
     recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
         dead letter of it.
     env: what `context.env` holds; of a `Secret` what is encrypted.
+    log_invocations: write Lambda's START, END and REPORT lines to the log, with what the function prints between them; None: for Lambda
+        functions and in processes.
     runtime, handler, code, command: for functions without Python, in the configuration alone: one of `RUNTIMES`; what it is to run;
         the folder that is in; what speaks the Lambda Runtime API there, instead of what comes with the runtime.
     """
@@ -140,6 +144,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str | Secret] = {}
     tags: dict[str, str] = {}
+    log_invocations: bool | None = None
     runtime: str = "python"
     handler: str | None = None
     code: str | None = None
@@ -248,6 +253,7 @@ class Function:
         "is_async",
         "is_lambda",
         "isolation",
+        "memory",
         "module",
         "name",
         "network",
@@ -272,7 +278,7 @@ class Function:
         self.streams = inspect.isasyncgenfunction(handler)
         self.is_async = self.streams or inspect.iscoroutinefunction(handler)
         self._check_yields()
-        self.isolation: Isolation = policy.isolation or ("process" if self.foreign else "inline" if self.is_async else "thread")
+        self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "process")
         if self.foreign and self.isolation != "process":
             raise ConfigError(f"{self.place}: isolation={self.isolation!r}: what is no Python runs in a process; drop it")
         if self.is_async and self.isolation == "thread":
@@ -280,6 +286,7 @@ class Function:
         for keyword in ("min_environments", "memory", "sandbox", "network"):
             if getattr(policy, keyword) and self.isolation != "process":
                 raise ConfigError(f'{self.place}: {self.name}: {keyword}= needs isolation="process"; add the one or drop the other')
+        self.memory = policy.memory or 128  # MB; Lambda's default
         self.network = policy.network if isinstance(policy.network, Network) else None
         if re.match(r"\w*:", self.name):
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
@@ -299,6 +306,21 @@ class Function:
                 raise ConfigError(f"{self.place}: {self.name}: {error}") from None
         self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
 
+    @property
+    def logs(self) -> bool:
+        """Whether its invocations have their lines in the log."""
+        wanted = self.policy.log_invocations
+        return (self.is_lambda or self.isolation == "process") if wanted is None else wanted
+
+    def run_in_threads(self) -> None:
+        """No other process can import it. Raises ConfigError when it has to run in one."""
+        if self.policy.isolation == "process" or self.policy.min_environments or self.policy.network is not None:
+            raise ConfigError(
+                f"{self.place}: {self.name}: to run in a process of its own, a handler must be one that another process can import: at the "
+                "top level of a module that the App is given by name or file"
+            )
+        self.isolation = "thread"
+
     def _check_yields(self) -> None:
         if inspect.isgeneratorfunction(self.handler):
             raise ConfigError(f"{self.place}: {self.name} yields; a handler returns its answer, or streams it as an `async def`")
@@ -307,8 +329,6 @@ class Function:
         for trigger in self.triggers:
             if trigger.mode != "request":
                 raise ConfigError(f"{self.place}: {self.name} yields, and nobody waits for what {trigger} starts; return the result")
-        if self.policy.isolation == "process":
-            raise ConfigError(f'{self.place}: {self.name} yields, and a process answers as a whole; drop isolation="process"')
         for keyword in ("batch", "idempotent"):
             if getattr(self.policy, keyword) is not None:
                 raise ConfigError(f"{self.place}: {self.name} yields, so {keyword}= has no result to go by; drop one of the two")

@@ -35,6 +35,7 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     check: given the config and all (function name, trigger) pairs of the plugin, raises ConfigError for what
         can't stand together (two functions on one route).
     handlers: given the config, handlers of the plugin's own, marked with `@on` as a user's are: deliveries to be retried, say.
+    clients: classes by which handlers use the source, such as `Bucket`; isolated functions may call their public coroutine methods.
     forwards: given the config, where its handlers forward to, as (place in the config, destination); checked at load as `dlq` is.
     sample: makes the AWS-shaped JSON that `eventrouter sample NAME` prints. Positional parameters are the command's arguments,
         keyword-only ones its options, all with defaults. A mapping has several: `{"NAME": ...}`.
@@ -52,6 +53,7 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     check: Callable[[Any, Sequence[tuple[str, Trigger]]], None] | None = None
     handlers: Callable[[Any], Sequence[Callable[..., Any]]] | None = None
     sample: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None
+    clients: Sequence[type] = ()
     forwards: Callable[[Any], Sequence[tuple[str, str]]] | None = None
     doctor: Callable[[Any], list[Finding]] | None = None
     keys: Callable[[Any], MasterKeys] | None = None

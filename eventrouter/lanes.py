@@ -105,6 +105,7 @@ class Lane:
         self.filters = trigger is not None and (function.where is not None or trigger.content_pattern is not None)
         self.callers: Callers | None = None
         self.plain = function.isolation == "inline" and function.is_async and not function.streams and not function.binders[None].depends
+        self.plain = self.plain and not function.logs
         self.forgets = policy.on_success is None and policy.idempotent is None and policy.batch is None
         self.taken = self.withheld = 0
         self.active = 0

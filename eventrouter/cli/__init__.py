@@ -18,6 +18,7 @@ _COMMANDS = {
     "invoke": ("functions", "Run a function with a payload and print its result."),
     "send": ("events", "Put a real event in through a source of the running router."),
     "sample": ("events", "Print the AWS-shaped JSON that a source gives Lambda functions."),
+    "tail": ("functions", "What invocations print, as it comes."),
     "event": ("events", "Where an event is and what became of it."),
     "replay": ("events", "Run archived events of a function again."),
     "throttle": ("throttling", "Pause a function: its events wait, requests get 429."),

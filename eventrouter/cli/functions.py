@@ -1,4 +1,4 @@
-"""`list`, `show`, `invoke`."""
+"""`list`, `show`, `invoke`, `tail`."""
 
 from __future__ import annotations
 
@@ -137,6 +137,23 @@ def invoke_command(
     click.echo(dump(answer["error"] if failed else answer["result"]))
     click.echo(answer["report"], err=True)
     return int(failed)
+
+
+@click.command("tail")
+@click.argument("function", required=False)
+@json_option
+@place_options
+def tail_command(function: str | None, as_json: bool, config: Path | None, data: str | None) -> None:
+    """What invocations of FUNCTION, or of all, print from now on, with their START, END and REPORT lines. Ctrl-C ends it."""
+    place, after = Place(config, data), None
+    while True:
+        answer = place.ask("tail", function=function, after=after)
+        after = answer["after"]
+        for name, invocation, line in answer["lines"]:
+            if as_json:
+                click.echo(msgspec.json.encode({"function": name, "invocation": invocation, "line": line}))
+            else:
+                click.echo(f"{name} {invocation}: {line}")
 
 
 def _payload(text: str | None) -> str:

@@ -19,6 +19,7 @@ import msgspec
 from eventrouter.cli.common import columns, configure, loaded, place_options
 from eventrouter.clock import SystemClock
 from eventrouter.errors import EventRouterError
+from eventrouter.logs import label
 from eventrouter.secrets import Secret
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _newer(folder: Path, since: float) -> bool:
 class _Json(logging.Formatter):
     """One JSON object a line; what a record carries as `extra` are fields of it."""
 
-    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "label"}
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -187,7 +188,8 @@ class _Json(logging.Formatter):
 
 def _configure_logging(form: str) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(label)
+    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(label)s%(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("eventrouter").setLevel(logging.INFO)
     logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it reports each stop as an error; sources rescan by themselves

@@ -29,7 +29,7 @@ from eventrouter.runtimes.frames import Answer, Job, Line, frame
 from eventrouter.runtimes.peers import descendants, of_descendant
 from eventrouter.runtimes.programs import INIT, find_program
 from eventrouter.runtimes.runtime_api import Invocation, RuntimeApi
-from eventrouter.runtimes.worker import bound, give
+from eventrouter.runtimes.worker import bound, give, wait_until_read
 
 _LAST_WORDS: Final = 0.2  # seconds in which what an ended program has sent is read
 _PDEATHSIG: Final = 1  # of prctl(2)
@@ -59,10 +59,12 @@ class _Environment:
         await self._unless_it_ends(self._api.asks.wait(), INIT)
         give(self._answers, frame(Answer("ready", None)))
         while (job := await self._next_job()) is not None:
-            give(self._answers, await self._answer(job))
+            answer = await self._answer(job)
+            wait_until_read()
+            give(self._answers, answer)
             if self._api.fault is not None:  # the next environment may have more luck
                 break
-            del job
+            del job, answer
         self._program.terminate()
         await self._ended
         _end_as(0)  # here: nothing of the loop needs to be put in order

@@ -152,6 +152,7 @@ def eventrouter_plugin() -> Plugin:
         always=True,
         destination=check_bus,
         config=EventsConfig,
+        clients=[Bus],
         triggers={"events": events},
         check=check,  # type: ignore[arg-type]  # it is only given triggers of its own
         handlers=handlers,

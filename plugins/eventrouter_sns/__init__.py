@@ -114,6 +114,7 @@ def eventrouter_plugin() -> Plugin:
         always=True,
         destination=check_destination,
         config=SnsConfig,
+        clients=[Topic],
         triggers={"sns": sns},
         handlers=handlers,
         forwards=forwards,

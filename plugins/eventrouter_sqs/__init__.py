@@ -335,6 +335,7 @@ def eventrouter_plugin() -> Plugin:
         always=True,
         destination=check_name,
         config=SqsConfig,
+        clients=[Queue],
         triggers={"sqs": sqs},
         sample=sample,
         check=check,  # type: ignore[arg-type]  # it is only given triggers of its own
