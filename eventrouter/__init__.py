@@ -28,6 +28,7 @@ from eventrouter.model import (
     new_id,
 )
 from eventrouter.paths import json_path
+from eventrouter.permissions import Role, allow, deny
 from eventrouter.retry import delays, exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Terms
 from eventrouter.wildcards import Wildcards
@@ -62,6 +63,7 @@ __all__ = [
     "Reject",
     "Response",
     "Retry",
+    "Role",
     "Router",
     "Source",
     "Succeeded",
@@ -70,8 +72,10 @@ __all__ = [
     "Trigger",
     "Wild",
     "Wildcards",
+    "allow",
     "call_from_thread",
     "delays",
+    "deny",
     "exponential",
     "fixed",
     "hookimpl",

@@ -15,6 +15,7 @@ from types import ModuleType, TracebackType
 from typing import IO, Any, Self
 
 from eventrouter import crashpoints
+from eventrouter.access import SENDS_TO_FUNCTIONS, Access
 from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
@@ -24,6 +25,7 @@ from eventrouter.functions import Collected, Function, collect, load
 from eventrouter.invoking import Here, make_here
 from eventrouter.journal.protocol import Journal
 from eventrouter.model import Event, Notice, Outcome
+from eventrouter.permissions import Role
 from eventrouter.plugins import Plugins, load_plugins, make_trigger
 from eventrouter.runtimes.frames import Recipe
 from eventrouter.runtimes.process import ProcessRuntime
@@ -59,10 +61,13 @@ class App:
         self.modules = self._import(modules, folder or Path())
         self.collected = self._collect()
         self.functions = self.collected.functions
+        self.roles = self._find_roles()
         self._check()
         self.journal: Journal = self._make_journal()
         self._processes = self._make_processes(folder or Path())
         self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes)
+        self.access = Access(self.functions, self.roles, self._sends, self.engine, self.journal, self.clock)
+        self._check_rights()
         self.sources: dict[str, Source[Any]] = {}
         self.supervisor: Supervisor | None = None
         self._stack: AsyncExitStack | None = None
@@ -92,6 +97,7 @@ class App:
         plugins = [plugin for plugin in self.plugins.by_name.values() if plugin.handlers is not None]
         theirs = [handler for plugin in plugins for handler in plugin.handlers(self.config.plugins.get(plugin.name))]  # type: ignore[misc]
         collected = collect(self.modules, overrides, theirs)
+        self._plugins_own = {id(handler) for handler in theirs}
         if not collected.functions:
             names = ", ".join(getattr(module, "__file__", None) or module.__name__ for module in self.modules)
             raise ConfigError(f"no handlers in {names}; mark a function with @on(...)")
@@ -110,6 +116,28 @@ class App:
             if plugin.check is not None:
                 pairs = [(binding.function.name, binding.trigger) for binding in self._bindings(plugin.name)]
                 plugin.check(self.config.plugins.get(plugin.name), pairs)
+
+    def _find_roles(self) -> dict[str, Role]:
+        """Of the functions that have one; those of plugins need none."""
+        nothing = Role("none") if self.config.app.default_role == "none" else None
+        roles = {
+            name: function.policy.role or (None if id(function.handler) in self._plugins_own else nothing)
+            for name, function in self.functions.items()
+        }
+        return {name: role for name, role in roles.items() if role is not None}
+
+    def _check_rights(self) -> None:
+        """A function's role must let it send where its dead letters and records go, as in Lambda."""
+        for name in self.roles:
+            function = self.functions[name]
+            for what in ("dlq", "on_success", "on_failure"):
+                target = getattr(function.policy, what)
+                if target is not None:
+                    self.access.check_destination(name, f"{function.place}: {name}: {what}={target!r}", *parse_destination(target, what))
+
+    @property
+    def _sends(self) -> dict[str, tuple[str, str]]:
+        return {"lambda": SENDS_TO_FUNCTIONS} | {name: plugin.sends for name, plugin in self.plugins.by_name.items() if plugin.sends}
 
     def _check_policy_destination(self, function: Function, what: str) -> None:
         target = getattr(function.policy, what)
@@ -194,6 +222,7 @@ class App:
             await self.journal.open()
             stack.push_async_callback(self.journal.close)
             self.journal.on_fault(self._journal_changed)
+            await self.access.load()
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
             make_current(self.sources)

@@ -15,7 +15,7 @@ from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
 from eventrouter.contents import filter_out
 from eventrouter.crashpoints import crash_point
-from eventrouter.errors import JournalError, Throttled
+from eventrouter.errors import AccessDenied, JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Intake
@@ -101,6 +101,12 @@ class Engine:
         self.by_hand = ByHand(journal, clock, self.intake, self._settlement, self.adopt_orphans)
         self.receive, self.move, self.expire = self.by_hand.receive, self.by_hand.move, self.by_hand.expire
 
+    def gates_changed(self) -> None:
+        """Function policies have: what was in the way of queues' messages may be gone."""
+        self.intake.gates_changed()
+        for lane in filter(None, self.intake.queues.values()):
+            self._start_worker(lane)
+
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
         if self._pump_task is not None and lane.pool.size:  # a function that is closed leaves them in the queue
@@ -165,8 +171,11 @@ class Engine:
     def request(
         self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None
     ) -> Awaitable[Outcome]:
-        """Run the function now, in the caller's task. Raises Throttled."""
-        return self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures, stream=stream)
+        """Run the function now, in the caller's task. Raises Throttled, AccessDenied."""
+        lane = self.lanes[binding.function.name]
+        if lane.gate is not None and not self.intake.may_start(lane, binding.trigger, event):
+            raise AccessDenied(f"{lane.name}: its function policy does not let {binding.trigger.principal} start it")
+        return self.invoke(lane, binding.trigger, event, captures, stream=stream)
 
     async def invoke(
         self,
@@ -265,7 +274,7 @@ class Engine:
 
     def _start_worker(self, lane: Lane) -> bool:
         """One more worker for this lane, unless one is on its way, nothing is ready, or the limit is reached."""
-        if lane.starting or self._stopping:
+        if lane.starting or self._stopping or lane.shut:
             return False
         if not lane.ready:
             # Not for those behind a key that runs: without a window that would be a timer due at once, again and again.
@@ -312,7 +321,7 @@ class Engine:
     def _may_go_on(self, lane: Lane, slot: Slot, turn: int) -> bool:
         """A slot is handed on after each attempt when other functions wait for one."""
         others = lane.pool.waiting
-        return slot.keeper is None and not self._stopping and not (others and turn and len(others) > lane.waiting)
+        return slot.keeper is None and not self._stopping and not lane.shut and not (others and turn and len(others) > lane.waiting)
 
     async def _work_batches(self, lane: Lane, size: int, slot: Slot) -> None:
         turn = 0
@@ -434,7 +443,7 @@ class Engine:
                 claim.event.attempt = claim.attempts + 1
             crash_point("attempt.before")
             events = [(claim.event, captures) for claim, captures in group]
-            set_cause(extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven)))
+            set_cause((lane.function.name, extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven))))
             outcomes = await self._attempt_batch(lane, trigger, events, group[0][0].id, slot)
             crash_point("attempt.after")
             back |= self._settlement.settle_batch(lane, trigger, group, outcomes)

@@ -23,6 +23,7 @@ from eventrouter.model import Event, Trigger, viewed
 from eventrouter.paths import parse_path
 from eventrouter.patterns import Pattern, PatternError
 from eventrouter.patterns import compile as compile_pattern
+from eventrouter.permissions import Role, role_of
 from eventrouter.retry import Backoff, exponential, parse_backoff
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,6 +74,7 @@ class PolicyKeywords(TypedDict, total=False):
     recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
+    role: Role | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Literal["none"]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +95,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
         dead letter of it.
     env: what `context.env` holds.
+    role: what clients may do in this function: a `Role`, an IAM policy document or several, or "none"; None: what `[app]
+        default_role` says.
     """
 
     name: str | None = None
@@ -114,6 +118,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
+    role: Role | None = None
 
 
 class _Mark(msgspec.Struct):
@@ -158,8 +163,8 @@ def on(*triggers: Trigger, **policy: Unpack[PolicyKeywords]) -> Callable[[F], F]
     return mark
 
 
-def make_policy(keywords: Mapping[str, Any], place: str) -> Policy:
-    """Check a policy's keywords. Raises ConfigError that begins with `place`."""
+def make_policy(keywords: Mapping[str, Any], place: str, function: str = "role") -> Policy:
+    """Check a policy's keywords. function: whose it is, if it has no `name`. Raises ConfigError that begins with `place`."""
     for key in keywords:
         if key not in Policy.__struct_fields__:
             raise ConfigError(f"{place}: unknown keyword {key!r}{suggest(key, Policy.__struct_fields__)}")
@@ -168,6 +173,11 @@ def make_policy(keywords: Mapping[str, Any], place: str) -> Policy:
             keywords = {**keywords, "backoff": parse_backoff(keywords["backoff"])}
         except ValueError as error:
             raise ConfigError(f"{place}: {error}") from None
+    if keywords.get("role") is not None:
+        try:
+            keywords = {**keywords, "role": role_of(keywords["role"], keywords.get("name") or function)}
+        except ConfigError as error:
+            raise ConfigError(f"{place}: role: {error}") from None
     try:
         return msgspec.convert(keywords, Policy)
     except msgspec.ValidationError as error:
@@ -361,7 +371,7 @@ def collect(
         override = dict(overrides.get(name, {}))
         triggers = [*mark.triggers, *override.pop("on", ())]
         place = f"[functions.{name}]" if override else mark.place
-        policy = make_policy({**mark.policy, **override}, place)
+        policy = make_policy({**mark.policy, **override}, place, name)
         if "where" in override:
             _read_where(policy, f"[functions.{name}] where")
         function = Function(value, triggers, policy)

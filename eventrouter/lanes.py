@@ -33,8 +33,9 @@ class Lane:
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
     told: when there was a notice of its throttles, untold: how many there had been.
     The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled);
-    refused: events that `where` kept out. came, let_in: where many functions are asked at once, what came to where its triggers stand, and
-    what of it `where` let in.
+    refused: events that `where` kept out; barred: starts that its function policy did; denied: calls that its role did not allow. came,
+    let_in: where many functions are asked at once, what came to where its triggers stand, and what of it `where` let in.
+    gate: whether a trigger may start it with what is about a subject; None: all may. shut: of a queue's lane: it may not take from it.
     """
 
     __slots__ = (
@@ -42,13 +43,16 @@ class Lane:
         "_chains",
         "accepted",
         "active",
+        "barred",
         "came",
         "dead",
+        "denied",
         "expiry",
         "failed",
         "filters",
         "forgets",
         "function",
+        "gate",
         "let_in",
         "name",
         "plain",
@@ -58,6 +62,7 @@ class Lane:
         "refused",
         "ripe",
         "ripening",
+        "shut",
         "starting",
         "succeeded",
         "suspended",
@@ -91,6 +96,9 @@ class Lane:
         self.ripening: Timer | None = None
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
+        self.gate: Callable[[Trigger, str], bool] | None = None
+        self.shut = False
+        self.barred = self.denied = 0
         self.came: list[Tally] = []
         self.refused = self.let_in = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
         self.told, self.untold = float("-inf"), 0

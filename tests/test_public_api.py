@@ -11,8 +11,8 @@ PUBLIC = {
     "HttpRequest",
     "Idempotent", "Interrupted", "Message", "Notice", "Outcome", "Part", "PartialFailure", "Plugin", "Queue",
     "QueueDepth", "Received", "Reject", "Response",
-    "Retry", "Router", "Source", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
-    "call_from_thread", "delays", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "new_id",
+    "Retry", "Role", "Router", "Source", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
+    "allow", "call_from_thread", "delays", "deny", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "new_id",
     "on", "on_start", "on_stop",
     "seconds",
 }  # fmt: skip

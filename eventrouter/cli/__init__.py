@@ -20,6 +20,7 @@ _COMMANDS = {
     "sample": ("events", "Print the AWS-shaped JSON that a source gives Lambda functions."),
     "event": ("events", "Where an event is and what became of it."),
     "replay": ("events", "Run archived events of a function again."),
+    "permissions": ("permissions", "Who may start a function, and what it may do: show, add, remove, simulate."),
     "dlq": ("dlq", "Dead letters: list, show, redrive, purge."),
     "doctor": ("doctor", "What this machine can enforce, which plugins loaded, what is wrong."),
 }
