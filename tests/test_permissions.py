@@ -42,7 +42,7 @@ def when(condition: Any, **context: Any) -> str:
         ({"Statement": "x"}, "Statement: must be an object or a list of them, not str"),
         (policy(3), "Statement[0]: must be an object, not int"),
         (policy(statement(Acton="*")), "Statement[0]: unknown element 'Acton'; did you mean 'Action'?"),
-        (policy(statement(), statement(Effect="allow")), "Statement[1].Effect: 'allow' is neither \"Allow\" nor \"Deny\""),
+        (policy(statement(), statement(Effect="allow")), 'Statement[1].Effect: \'allow\' is neither "Allow" nor "Deny"'),
         (policy(statement(Effect=None)), 'Statement[0].Effect: missing: write "Allow" or "Deny"'),
         (policy(statement(Effect=["Allow"])), "Statement[0].Effect: ['Allow'] is neither"),
         (policy(statement(Sid="a b")), "Statement[0].Sid: 'a b': statement IDs must be alpha-numeric"),
@@ -59,21 +59,30 @@ def when(condition: Any, **context: Any) -> str:
         (policy(statement(Resource=None)), "Statement[0]: policy statement must contain resources"),
         (policy(statement(NotResource="*")), "Statement[0]: has both Resource and NotResource"),
         (policy(statement(Resource=["*", "uploads"])), "Statement[0].Resource[1]: resource 'uploads' must be in ARN format or \"*\""),
-        (policy(statement(Resource="arn:aws:s3:::${aws:username")), "Statement[0].Resource: 'arn:aws:s3:::${aws:username': a variable has no"),
+        (
+            policy(statement(Resource="arn:aws:s3:::${aws:username")),
+            "Statement[0].Resource: 'arn:aws:s3:::${aws:username': a variable has no",
+        ),
         (policy(statement(Resource="arn:aws:s3:::${name}")), "'${name}' is no policy variable"),
         (policy(statement(Principal="someone")), 'Statement[0].Principal: must be "*" or an object'),
         (policy(statement(Principal={"Svc": "x"})), "Statement[0].Principal: unknown kind of principal 'Svc'"),
         (policy(statement(Principal={"Service": "s3*"})), "Statement[0].Principal.Service: invalid principal 's3*'"),
         (policy(statement(Principal={"AWS": ["*", "me"]})), "Statement[0].Principal.AWS[1]: invalid principal 'me'"),
         (policy(statement(Condition=[])), "Statement[0].Condition: must be an object"),
-        (policy(statement(Condition={"StringEqual": {"a:b": "c"}})), "Statement[0].Condition.StringEqual: invalid condition type; did you mean"),
+        (
+            policy(statement(Condition={"StringEqual": {"a:b": "c"}})),
+            "Statement[0].Condition.StringEqual: invalid condition type; did you mean",
+        ),
         (policy(statement(Condition={"ForAny:StringEquals": {"a:b": "c"}})), "Condition.ForAny:StringEquals: invalid condition type"),
         (policy(statement(Condition={"NullIfExists": {"a:b": "true"}})), "Condition.NullIfExists: invalid condition type"),
         (policy(statement(Condition={"Bool": {}})), "Statement[0].Condition.Bool: must be an object of condition keys"),
         (policy(statement(Condition={"Bool": {"key": "true"}})), "Condition.Bool.key: condition keys must be prefaced by a vendor"),
         (policy(statement(Condition={"Bool": {"a:b": "yes"}})), "Statement[0].Condition.Bool.a:b: 'yes' is neither"),
         (policy(statement(Condition={"Null": {"a:b": "yes"}})), "Statement[0].Condition.Null.a:b: 'yes' is neither"),
-        (policy(statement(Condition={"Bool": {"a:b": ["true", None]}})), "Condition.Bool.a:b[1]: must be a string, a number or a truth value"),
+        (
+            policy(statement(Condition={"Bool": {"a:b": ["true", None]}})),
+            "Condition.Bool.a:b[1]: must be a string, a number or a truth value",
+        ),
         (policy(statement(Condition={"NumericEquals": {"a:b": "many"}})), "Condition.NumericEquals.a:b: 'many' is no number"),
         (policy(statement(Condition={"NumericEquals": {"a:b": "NaN"}})), "'NaN' is no number"),
         (policy(statement(Condition={"DateEquals": {"a:b": "2026-13-01"}})), "Condition.DateEquals.a:b: '2026-13-01' is no date"),
@@ -257,7 +266,8 @@ def test_a_role_is_a_readable_spelling_of_a_policy() -> None:
     )
     assert role.policies == [
         policy(
-            {"Sid": "Objects", "Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": ["arn:aws:s3:::a/*", "arn:aws:s3:::b/*"]},
+            {"Sid": "Objects", "Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"],
+             "Resource": ["arn:aws:s3:::a/*", "arn:aws:s3:::b/*"]},
             {"Effect": "Deny", "Action": "s3:*", "Resource": "arn:aws:s3:::a/secret/*", "Condition": {"Bool": {"x:k": "false"}}},
         )
     ]  # fmt: skip
@@ -271,7 +281,9 @@ def test_a_role_is_a_readable_spelling_of_a_policy() -> None:
 def test_what_a_role_remembers_is_bounded() -> None:
     role = Role("r", allow("s3:GetObject", "arn:aws:s3:::a/*"))
     for number in range(10_000):
-        assert role.decide("s3:GetObject", f"arn:aws:s3:::{'ab'[number % 2]}/{number}", {})[0] == ("implicitDeny" if number % 2 else "allowed")
+        assert role.decide("s3:GetObject", f"arn:aws:s3:::{'ab'[number % 2]}/{number}", {})[0] == (
+            "implicitDeny" if number % 2 else "allowed"
+        )
     assert len(role._known) <= 4096
 
 

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options
+from eventrouter.cli.permissions import both_sides
 from eventrouter.control import describe_function
 from eventrouter.errors import ConfigError, NotRunning, suggest
 
@@ -20,6 +21,12 @@ def _functions(place: Place) -> list[dict[str, Any]]:
     except NotRunning:  # listing needs no data folder, so no lock either
         found = [describe_function(function) for function in place.app().functions.values()]
     return found
+
+
+def _permissions(place: Place, function: str) -> dict[str, Any]:
+    if place.config.data.exists():
+        return place.ask_or_do("permissions", function=function)  # type: ignore[no-any-return]
+    return place.app().access.show(function)  # nothing was changed by anybody, and nothing need be made to say so
 
 
 @click.command("list")
@@ -51,11 +58,12 @@ def list_command(tags: tuple[str, ...], as_json: bool, apps: tuple[str, ...], co
 @app_option
 @place_options
 def show_command(function: str, as_json: bool, apps: tuple[str, ...], config: Path | None, data: str | None) -> None:
-    """One function: what starts it and how its events are treated."""
-    found = {f["name"]: f for f in _functions(Place(config, data, apps))}
+    """One function: what starts it, how its events are treated, who may start it and what it may do."""
+    place = Place(config, data, apps)
+    found = {f["name"]: f for f in _functions(place)}
     if function not in found:
         raise ConfigError(f"no function is named {function!r}{suggest(function, found)}")
-    it = found[function]
+    it = found[function] | {"permissions": _permissions(place, function)}
     if as_json:
         click.echo(dump(it))
         return
@@ -72,6 +80,7 @@ def show_command(function: str, as_json: bool, apps: tuple[str, ...], config: Pa
             rows.append((key, shown + units.get(key, "")))
     rows += [(f"tag {k}", v) for k, v in it["tags"].items()]
     click.echo(columns([(f"  {key}", value) for key, value in rows]))
+    click.echo(both_sides(it["permissions"]))
 
 
 @click.command("invoke")
