@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple, Protocol
 
 from eventrouter.errors import suggest
-from eventrouter.permissions.texts import Arn, PolicyError, Request, Text, parse
+from eventrouter.permissions.texts import Arn, PolicyError, Request, Text, parse, read_values, shown
 
 Condition = Callable[[Request], bool]
 
@@ -167,12 +167,12 @@ _SETS: Final = ("ForAnyValue", "ForAllValues")
 def read_conditions(block: Any, path: str, *, variables: bool, allows: bool) -> list[Condition]:
     """All that must hold. allows: of a statement that does: it does not where a variable has no value. Raises PolicyError."""
     if not isinstance(block, Mapping):
-        raise PolicyError(path, f'must be an object such as {{"StringEquals": {{"aws:SourceAccount": "..."}}}}, not {_shown(block)}')
+        raise PolicyError(path, f'must be an object such as {{"StringEquals": {{"aws:SourceAccount": "..."}}}}, not {shown(block)}')
     found: list[Condition] = []
     for name, keys in block.items():
         place = f"{path}.{name}"
         if not isinstance(keys, Mapping) or not keys:
-            raise PolicyError(place, f"must be an object of condition keys and their values, not {_shown(keys)}")
+            raise PolicyError(place, f"must be an object of condition keys and their values, not {shown(keys)}")
         for key, given in keys.items():
             if not isinstance(key, str) or not re.fullmatch(r"[^:\s]+:\S(.*\S)?", key):
                 raise PolicyError(f"{place}.{key}", 'condition keys must be prefaced by a vendor, as in "aws:SourceArn"')
@@ -196,7 +196,7 @@ def _condition(name: str, key: str, given: Sequence[tuple[str, str]], path: str,
         return any(one.matches(value, request) for one in values) is not negated
 
     def holds(request: Request) -> bool:
-        there = request.context.get(key)
+        there = request.values(key)
         if not there:
             return if_exists or (negated if not of_set else of_set == "ForAllValues")
         if negated and allows and not all(one.resolves(request) for one in values):
@@ -214,25 +214,4 @@ def _null(key: str, given: Sequence[tuple[str, str]]) -> Condition:
         if text.lower() not in ("true", "false"):
             raise PolicyError(place, f'{text!r} is neither "true" (the key is not there) nor "false"')
         wanted.add(text.lower() == "true")
-    return lambda request: (not request.context.get(key)) in wanted
-
-
-def read_values(given: Any, path: str) -> list[tuple[str, str]]:
-    """One value or a list of them, as texts, each with where it stands. Raises PolicyError."""
-    many = isinstance(given, list | tuple)
-    if many and not given:
-        raise PolicyError(path, "has no value")
-    found: list[tuple[str, str]] = []
-    for place, value in enumerate(given if many else (given,)):
-        here = f"{path}[{place}]" if many else path
-        if isinstance(value, bool):
-            found.append(("true" if value else "false", here))
-        elif isinstance(value, str | int | float):
-            found.append((str(value), here))
-        else:
-            raise PolicyError(here, f"must be a string, a number or a truth value, not {_shown(value)}")
-    return found
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else f"{type(value).__name__} {value!r}"[:60]
+    return lambda request: (not request.values(key)) in wanted

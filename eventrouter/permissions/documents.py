@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from eventrouter.errors import suggest
-from eventrouter.permissions.conditions import read_conditions, read_values
-from eventrouter.permissions.texts import PolicyError, Request, Text, parse
+from eventrouter.permissions.conditions import read_conditions
+from eventrouter.permissions.texts import PolicyError, Request, Text, parse, read_values
 
 Decision = Literal["allowed", "implicitDeny", "explicitDeny"]
 Kind = Literal["identity", "resource", "any"]

@@ -21,25 +21,30 @@ class PolicyError(EventRouterError, ValueError):
 
 
 class Request:
-    """What somebody wants to do. action: in small letters. context: by key in small letters, the values as texts; none: not there."""
+    """What somebody wants to do. action: in small letters."""
 
-    __slots__ = ("action", "context", "resource")
+    __slots__ = ("_context", "action", "resource")
 
     def __init__(self, action: str, resource: str, context: Mapping[str, Any]) -> None:
         self.action = action.lower()
         self.resource = resource
-        self.context = {key.lower(): _texts(value) for key, value in context.items()} if context else {}
+        self._context = {key.lower(): value for key, value in context.items()}
+
+    def values(self, key: str) -> Sequence[str]:
+        """Those of a key in small letters, as texts; none: it is not there."""
+        value = self._context.get(key)
+        return () if value is None else _texts(value)
 
     def one(self, key: str) -> str | None:
         """The value of a key that has one; None where there is none, or are several."""
-        values = self.context.get(key, ())
+        values = self.values(key)
         return values[0] if len(values) == 1 else None
 
 
 def _texts(value: Any) -> Sequence[str]:
     if isinstance(value, list | tuple | set | frozenset):
         return [_text(one) for one in value if one is not None]
-    return () if value is None else (_text(value),)
+    return (_text(value),)
 
 
 def _text(value: Any) -> str:
@@ -187,3 +192,24 @@ class Arn:
         if len(pieces) < 6 or pieces[0] != "arn":
             return False
         return all(part.matches(piece, request) for part, piece in zip(self._parts, pieces, strict=False))
+
+
+def read_values(given: Any, path: str) -> list[tuple[str, str]]:
+    """One value or a list of them, as texts, each with where it stands. Raises PolicyError."""
+    many = isinstance(given, list | tuple)
+    if many and not given:
+        raise PolicyError(path, "has no value")
+    found: list[tuple[str, str]] = []
+    for place, value in enumerate(given if many else (given,)):
+        here = f"{path}[{place}]" if many else path
+        if isinstance(value, bool):
+            found.append(("true" if value else "false", here))
+        elif isinstance(value, str | int | float):
+            found.append((str(value), here))
+        else:
+            raise PolicyError(here, f"must be a string, a number or a truth value, not {shown(value)}")
+    return found
+
+
+def shown(value: Any) -> str:
+    return "null" if value is None else f"{type(value).__name__} {value!r}"[:60]
