@@ -17,6 +17,7 @@ from types import ModuleType, TracebackType
 from typing import IO, Any, Self
 
 from eventrouter import crashpoints
+from eventrouter.access import SENDS_TO_FUNCTIONS, Access
 from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
@@ -25,9 +26,11 @@ from eventrouter.errors import ConfigError, JournalError, SecretError, suggest
 from eventrouter.functions import Collected, Function, collect, is_foreign, load
 from eventrouter.invoking import Here, invoke, make_here
 from eventrouter.journal.protocol import Journal
+from eventrouter.lineage import cause
 from eventrouter.logs import captured
-from eventrouter.model import Event, Notice, Outcome
+from eventrouter.model import ACCOUNT, REGION, Event, Notice, Outcome
 from eventrouter.network import Network
+from eventrouter.permissions import Role, require
 from eventrouter.plugins import Plugins, load_plugins, make_trigger
 from eventrouter.runtimes.calls import Clients
 from eventrouter.runtimes.frames import Recipe
@@ -39,6 +42,9 @@ from eventrouter.secrets import KeyRing, MasterKeys, Secret, Vault
 from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
 log = logging.getLogger("eventrouter")
+
+
+KEY_ARN = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/eventrouter"  # of all master keys, whichever is the present one
 
 
 class App:
@@ -68,6 +74,7 @@ class App:
         self.modules = self._import(modules, folder or Path())
         self.collected = self._collect()
         self.functions = self.collected.functions
+        self.roles = self._find_roles()
         self._check()
         self.vault = Vault(open_keys(self.config, self.plugins))
         for function in self.functions.values():
@@ -76,6 +83,8 @@ class App:
         self.journal: Journal = self._make_journal()
         self._processes = self._make_processes(folder or Path())
         self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes)
+        self.access = Access(self.functions, self.roles, self._sends, self.engine, self.journal, self.clock)
+        self._check_rights()
         self.sources: dict[str, Source[Any]] = {}
         self.supervisor: Supervisor | None = None
         self._stack: AsyncExitStack | None = None
@@ -112,6 +121,7 @@ class App:
         plugins = [plugin for plugin in self.plugins.by_name.values() if plugin.handlers is not None]
         theirs = [handler for plugin in plugins for handler in plugin.handlers(self.config.plugins.get(plugin.name))]  # type: ignore[misc]
         collected = collect(self.modules, overrides, theirs)
+        self._plugins_own = {id(handler) for handler in theirs}
         if not collected.functions:
             names = ", ".join(getattr(module, "__file__", None) or module.__name__ for module in self.modules)
             raise ConfigError(f"no handlers in {names}; mark a function with @on(...)")
@@ -146,6 +156,28 @@ class App:
                 function.network = self.config.networks[name]
             if function.network is not None and (refused := refusal(function.network)):
                 raise ConfigError(f"{place} {function.network.name!r} can't be enforced: {refused}")
+
+    def _find_roles(self) -> dict[str, Role]:
+        """Of the functions that have one; those of plugins need none."""
+        nothing = Role("none") if self.config.app.default_role == "none" else None
+        roles = {
+            name: function.policy.role or (None if id(function.handler) in self._plugins_own else nothing)
+            for name, function in self.functions.items()
+        }
+        return {name: role for name, role in roles.items() if role is not None}
+
+    def _check_rights(self) -> None:
+        """A function's role must let it send where its dead letters and records go, as in Lambda."""
+        for name in self.roles:
+            function = self.functions[name]
+            for what in ("dlq", "on_success", "on_failure"):
+                target = getattr(function.policy, what)
+                if target is not None:
+                    self.access.check_destination(name, f"{function.place}: {name}: {what}={target!r}", *parse_destination(target, what))
+
+    @property
+    def _sends(self) -> dict[str, tuple[str, str]]:
+        return {"lambda": SENDS_TO_FUNCTIONS} | {name: plugin.sends for name, plugin in self.plugins.by_name.items() if plugin.sends}
 
     def _check_policy_destination(self, function: Function, what: str) -> None:
         target = getattr(function.policy, what)
@@ -200,7 +232,10 @@ class App:
                 raise ConfigError(f"{data} holds the app, and isolated functions don't see the data folder; give --data one of its own")
         hidden = [str(path.resolve()) for path in (data, self.config.file) if path is not None]
         key = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
-        clients = Clients([cls for plugin in self.plugins.by_name.values() for cls in plugin.clients], {"invoke": invoke.__call__})
+        clients = Clients(
+            [cls for plugin in self.plugins.by_name.values() for cls in plugin.clients],
+            {"invoke": invoke.__call__, "decrypt": self._decrypt},
+        )
         recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides, hidden, key, clients.names)
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
         return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit, clients)
@@ -240,6 +275,7 @@ class App:
             await self.journal.open()
             stack.push_async_callback(self.journal.close)
             self.journal.on_fault(self._journal_changed)
+            await self.access.load()
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
             make_current(self.sources)
@@ -277,8 +313,13 @@ class App:
         return await self.engine.invoke(self.lane(name), None, event, parameters)
 
     def decrypt(self, function: Function, value: str) -> str:
-        """What `context.decrypt` gives a function. Raises SecretError."""
+        """What `context.decrypt` gives a function. Raises SecretError, AccessDenied."""
+        require("kms:Decrypt", KEY_ARN)
         return self.vault.decrypt(function.name, function.policy.env, value)
+
+    async def _decrypt(self, value: str) -> str:
+        """The same for who calls from a process: the function that runs here."""
+        return self.decrypt(self.functions[self.engine.intake.running(cause.get())], value)
 
     def check_secrets(self) -> None:
         """See at once whether each can be decrypted; key services may be slow, and are not asked. Raises ConfigError."""

@@ -231,11 +231,7 @@ class Attempts:
         log = current.get()
         if log is not None and log.id == id:  # somebody waits for it
             return log
-        return (
-            Log(function.name, id, function.memory, self._monotonic, logged=True)
-            if function.logs and wanted()
-            else None
-        )
+        return Log(function.name, id, function.memory, self._monotonic, logged=True) if function.logs and wanted() else None
 
     async def _isolated(
         self,

@@ -44,7 +44,8 @@ _KEPT = 256 * 1024  # characters of what a handler prints while the command line
 
 def describe_function(function: Function, setting: Setting = NOTHING_SET) -> dict[str, Any]:
     """One entry of `eventrouter list --json`. setting: what was set by hand."""
-    policy = msgspec.to_builtins(function.policy)
+    policy = msgspec.to_builtins(msgspec.structs.replace(function.policy, role=None))
+    policy["role"] = None if function.policy.role is None else function.policy.role.name
     policy["backoff"] = str(function.policy.backoff)
     policy["isolation"], policy["log_invocations"] = function.isolation, function.logs
     policy["network"] = msgspec.to_builtins(function.network)
@@ -86,7 +87,19 @@ class Operations:
         functions = {
             name: {
                 key: getattr(lane, key)
-                for key in ("accepted", "succeeded", "failed", "timed_out", "dead", "throttled", "delayed", "filtered", "active")
+                for key in (
+                    "accepted",
+                    "succeeded",
+                    "failed",
+                    "timed_out",
+                    "dead",
+                    "throttled",
+                    "delayed",
+                    "filtered",
+                    "barred",
+                    "denied",
+                    "active",
+                )
             }
             | {"journal": depth.get(name, {})}
             for name, lane in {**app.engine.lanes, **app.engine.intake.queues}.items()
@@ -249,6 +262,26 @@ class Operations:
         name = f"replay-{iso_time(now)}"
         done = await replay(app.engine.intake, app.journal, name, function, since, now if until is None else until)
         return {**done._asdict(), "name": name}
+
+    async def permissions(self, function: str) -> dict[str, Any]:
+        """What may start a function, and what it may do."""
+        return self._app.access.show(function)
+
+    async def add_permission(
+        self, function: str, principal: str | None, action: str, source: str, sid: str, effect: str = "Allow"
+    ) -> dict[str, Any]:
+        """Add a statement to its function policy; without a principal, the trigger's own one `sid` that was removed."""
+        return {"sid": await self._app.access.add(function, principal, action, source, sid, effect)}
+
+    async def remove_permission(self, function: str, sid: str) -> dict[str, Any]:
+        await self._app.access.remove(function, sid)
+        return {"sid": sid}
+
+    async def simulate(
+        self, function: str, action: str, resource: str, context: dict[str, Any], principal: str | None = None, source: str = ""
+    ) -> dict[str, Any]:
+        """Answers `{"decision", "statement", "by"}`."""
+        return self._app.access.simulate(function, action, resource, context, principal, source)
 
     async def event(self, id: str) -> list[dict[str, Any]]:
         """What is known of an event, one entry per function."""

@@ -17,7 +17,7 @@ from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
 from eventrouter.contents import filter_out
 from eventrouter.crashpoints import crash_point
-from eventrouter.errors import JournalError
+from eventrouter.errors import AccessDenied, JournalError
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Intake
@@ -106,6 +106,12 @@ class Engine:
         self.by_hand = ByHand(journal, clock, self.intake, self._settlement, self.adopt_orphans)
         self.receive, self.move, self.expire = self.by_hand.receive, self.by_hand.move, self.by_hand.expire
 
+    def gates_changed(self) -> None:
+        """Function policies have: what was in the way of queues' messages may be gone."""
+        self.intake.gates_changed()
+        for lane in filter(None, self.intake.queues.values()):
+            self._start_worker(lane)
+
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
         if self._pump_task is not None:
@@ -170,8 +176,11 @@ class Engine:
     def request(
         self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None
     ) -> Awaitable[Outcome]:
-        """Run the function now, in the caller's task. Raises Throttled."""
-        return self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures, stream=stream)
+        """Run the function now, in the caller's task. Raises Throttled, AccessDenied."""
+        lane = self.lanes[binding.function.name]
+        if lane.gate is not None and not self.intake.may_start(lane, binding.trigger, event):
+            raise AccessDenied(f"{lane.name}: its function policy does not let {binding.trigger.principal} start it")
+        return self.invoke(lane, binding.trigger, event, captures, stream=stream)
 
     async def invoke(
         self,
@@ -257,7 +266,7 @@ class Engine:
 
     def _start_worker(self, lane: Lane) -> bool:
         """One more worker for this lane, unless one is on its way, nothing is ready, or the limit is reached."""
-        if lane.starting or self._stopping:
+        if lane.starting or self._stopping or lane.shut:
             return False
         if lane.paused:
             self._watch_age(lane)
@@ -306,7 +315,7 @@ class Engine:
 
     def _may_go_on(self, lane: Lane, slot: Slot, turn: int) -> bool:
         """A slot is handed on after each attempt when other functions wait for one, or the pool has become smaller."""
-        if slot.keeper is not None or self._stopping or lane.paused or lane.pool.free < 0:
+        if slot.keeper is not None or self._stopping or lane.paused or lane.shut or lane.pool.free < 0:
             return False
         others = lane.pool.waiting
         return not (others and turn and len(others) > lane.waiting)
@@ -447,7 +456,7 @@ class Engine:
                 claim.event.attempt = claim.attempts + 1
             crash_point("attempt.before")
             events = [(claim.event, captures) for claim, captures in group]
-            set_cause(extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven)))
+            set_cause((lane.function.name, extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven))))
             outcomes = await self._attempt_batch(lane, trigger, events, group[0][0].id, slot)
             crash_point("attempt.after")
             back |= self._settlement.settle_batch(lane, trigger, group, outcomes)

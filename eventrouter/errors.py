@@ -66,6 +66,10 @@ class Throttled(EventRouterError):
         self.after = after
 
 
+class AccessDenied(EventRouterError):
+    """The function's role does not allow what it asked for, or its function policy does not let somebody start it."""
+
+
 class Retry(EventRouterError):
     """Raise in a handler to choose when the next attempt runs; it still uses up an attempt.
 

@@ -25,6 +25,7 @@ from eventrouter.network import Network
 from eventrouter.paths import parse_path
 from eventrouter.patterns import Pattern, PatternError
 from eventrouter.patterns import compile as compile_pattern
+from eventrouter.permissions import Role, role_of
 from eventrouter.retry import Backoff, exponential, parse_backoff
 from eventrouter.secrets import Secret
 
@@ -86,6 +87,7 @@ class PolicyKeywords(TypedDict, total=False):
     env: Mapping[str, str | Secret]
     tags: Mapping[str, str]
     log_invocations: bool
+    role: Role | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Literal["none"]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,6 +151,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     handler: str | None = None
     code: str | None = None
     command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    role: Role | None = None
 
 
 class _Mark(msgspec.Struct):
@@ -197,8 +200,8 @@ def on(*triggers: Trigger, **policy: Unpack[PolicyKeywords]) -> Callable[[F], F]
     return mark
 
 
-def make_policy(keywords: Mapping[str, Any], place: str) -> Policy:
-    """Check a policy's keywords. Raises ConfigError that begins with `place`."""
+def make_policy(keywords: Mapping[str, Any], place: str, function: str = "role") -> Policy:
+    """Check a policy's keywords. function: whose it is, if it has no `name`. Raises ConfigError that begins with `place`."""
     for key in keywords:
         if key not in Policy.__struct_fields__:
             raise ConfigError(f"{place}: unknown keyword {key!r}{suggest(key, Policy.__struct_fields__)}")
@@ -207,6 +210,11 @@ def make_policy(keywords: Mapping[str, Any], place: str) -> Policy:
             keywords = {**keywords, "backoff": parse_backoff(keywords["backoff"])}
         except ValueError as error:
             raise ConfigError(f"{place}: {error}") from None
+    if keywords.get("role") is not None:
+        try:
+            keywords = {**keywords, "role": role_of(keywords["role"], keywords.get("name") or function)}
+        except ConfigError as error:
+            raise ConfigError(f"{place}: role: {error}") from None
     try:
         return msgspec.convert(keywords, Policy)
     except msgspec.ValidationError as error:
@@ -465,7 +473,7 @@ def collect(
         place = f"[functions.{name}]" if override else mark.place
         if foreign := [key for key in _FOREIGN if key in override]:
             raise ConfigError(f"{place} {foreign[0]}: {name} is a Python function, at {mark.place}; drop it, or rename one of the two")
-        policy = make_policy({**mark.policy, **override}, place)
+        policy = make_policy({**mark.policy, **override}, place, name)
         if "where" in override:
             _read_where(policy, f"[functions.{name}] where")
         function = Function(value, triggers, policy)

@@ -30,6 +30,8 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     always: start the source even when no function has one of its triggers.
     destination: its source takes messages for `dlq="NAME:..."` and the like; see `Source`. A function is called at load with what
         follows the colon, and raises ConfigError when nothing can have that name.
+    sends: the action and the resource, with `{}` for that name, that a function's role must allow for it to send there:
+        `("sns:Publish", "arn:aws:sns:local:000000000000:{}")`.
     config: a msgspec.Struct class of its config table; every field has a default.
     triggers: for config files: `on = [{ mqtt = "a/b", qos = 1 }]` calls `triggers["mqtt"]("a/b", qos=1)`.
     check: given the config and all (function name, trigger) pairs of the plugin, raises ConfigError for what
@@ -48,6 +50,7 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     source: str | None = None
     always: bool = False
     destination: bool | Callable[[str], object] = False
+    sends: tuple[str, str] | None = None
     config: type[msgspec.Struct] | None = None
     triggers: Mapping[str, Callable[..., Trigger]] = {}
     check: Callable[[Any, Sequence[tuple[str, Trigger]]], None] | None = None

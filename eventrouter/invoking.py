@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from eventrouter.errors import EventRouterError, not_running
-from eventrouter.model import Event, Failed, Outcome, Succeeded, TimedOut
+from eventrouter.model import Event, Failed, Outcome, Succeeded, TimedOut, function_arn
+from eventrouter.permissions import INVOKE, require
 
 T = TypeVar("T")
 
@@ -106,12 +107,13 @@ class _Invoke:
 
     name: the function. payload: what its handler gets, as JSON; a Lambda function gets it as its event.
     parameters: values for its named wildcards.
-    Returns what the handler returned. Raises InvokeError when it failed or timed out, Throttled, NotRunning.
+    Returns what the handler returned. Raises InvokeError when it failed or timed out, AccessDenied, Throttled, NotRunning.
     """
 
     async def __call__(self, name: str, payload: Any = None, **parameters: str) -> Any:
         if _channel is not None:
             return await _channel.call("invoke", args=(name, payload), kwargs=parameters)
+        require(INVOKE, function_arn(name))
         data = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
         event = Event("invoke", "lambda.invoke", name, data)
         outcome = await here(f"invoke({name!r})").invoker.run_now(name, event, parameters)

@@ -40,8 +40,9 @@ class Lane:
     rate: of its function, if it has one.
     told: when there was a notice of its throttles, untold: how many there had been.
     The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled; delayed: put off by the rate);
-    refused: events that `where` kept out. came, let_in: where many functions are asked at once, what came to where its triggers stand, and
-    what of it `where` let in.
+    refused: events that `where` kept out; barred: starts that its function policy did; denied: calls that its role did not allow. came,
+    let_in: where many functions are asked at once, what came to where its triggers stand, and what of it `where` let in.
+    gate: whether a trigger may start it with what is about a subject; None: all may. shut: of a queue's lane: it may not take from it.
     """
 
     __slots__ = (
@@ -49,15 +50,18 @@ class Lane:
         "_chains",
         "accepted",
         "active",
+        "barred",
         "callers",
         "came",
         "dead",
         "delayed",
+        "denied",
         "expiry",
         "failed",
         "filters",
         "forgets",
         "function",
+        "gate",
         "let_in",
         "name",
         "paused",
@@ -118,6 +122,9 @@ class Lane:
         self.ripening: Timer | None = None
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
+        self.gate: Callable[[Trigger, str], bool] | None = None
+        self.shut = False
+        self.barred = self.denied = 0
         self.came: list[Tally] = []
         self.refused = self.let_in = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = (
             self.delayed

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -221,6 +222,7 @@ class Trigger:
     """What one function wants from one kind of source. Plugins subclass it.
 
     source: the plugin's name; events with that `source` are offered to it.
+    service: who starts functions by it, as function policies name it (`"s3.amazonaws.com"`); empty: `SOURCE.eventrouter`.
     mode: "event" is journalled, acknowledged, then run; "request" has a caller waiting for the answer.
     path: where the trigger stands in the router's index over `event.subject` split at "/": literal
         segments, `Wild.ONE`, `Wild.REST`, `Part`. It may let too much through; `captures` and `accepts` have the last word.
@@ -232,6 +234,7 @@ class Trigger:
     """
 
     source: ClassVar[str]
+    service: ClassVar[str] = ""
     mode: Mode = "event"
     path: tuple[Segment, ...] = (Wild.REST,)
     names: tuple[str, ...] = ()
@@ -278,6 +281,15 @@ class Trigger:
     def aws_event(self, events: Sequence[Event]) -> Any:
         """The documented AWS JSON that a Lambda function gets for these events (one unless batched)."""
         return events[0].json()
+
+    @property
+    def principal(self) -> str:
+        return self.service or f"{self.source}.eventrouter"
+
+    def arn(self, function: str, subject: str | None = None) -> str:
+        """Where events of this subject come from, as function policies name it (`arn:aws:s3:::uploads`); None: with wildcards, where all
+        come from that it wants."""
+        return f"arn:aws:{self.source}:{REGION}:{ACCOUNT}:{quote(str(self))}"
 
     def __str__(self) -> str:
         """What `eventrouter list` shows: `mqtt sensors/{device}/temperature`."""

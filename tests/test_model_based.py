@@ -879,9 +879,9 @@ class RouterMachine(Machine):
         known = row is not None and (row.state, row.attempts) == (WAITING, receives)
 
         async def change() -> None:
-            router = self.app.sources["mail"].router
+            router, queue = self.app.sources["mail"].router, owed[0].partition(":")[2]
             with suppress(JournalError):
-                changed = await (router.remove(id, receives) if hide is None else router.hide(id, receives, hide))
+                changed = await (router.remove(queue, id, receives) if hide is None else router.hide(queue, id, receives, hide))
                 assert changed == known
                 if changed and hide is None:
                     self.gone.add(owed)

@@ -24,6 +24,7 @@ _COMMANDS = {
     "throttle": ("throttling", "Pause a function: its events wait, requests get 429."),
     "unthrottle": ("throttling", "Let a throttled function run again."),
     "concurrency": ("throttling", "Change how many of a function run at once."),
+    "permissions": ("permissions", "Who may start a function, and what it may do: show, add, remove, simulate."),
     "dlq": ("dlq", "Dead letters: list, show, redrive, purge."),
     "secrets": ("secrets", "Encrypted configuration: init, encrypt, decrypt, rotate."),
     "doctor": ("doctor", "What this machine can enforce, which plugins loaded, what is wrong."),

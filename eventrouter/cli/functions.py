@@ -14,6 +14,7 @@ import msgspec
 
 from eventrouter.app import App, lock
 from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options
+from eventrouter.cli.permissions import both_sides
 from eventrouter.cli.throttling import describe_limits
 from eventrouter.control import describe_function
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning, suggest
@@ -42,6 +43,12 @@ async def _set_by_hand(app: App) -> Mapping[str, Setting]:
         finally:
             await app.journal.close()
     return {}
+
+
+def _permissions(place: Place, function: str) -> dict[str, Any]:
+    if place.config.data.exists():
+        return place.ask_or_do("permissions", function=function)  # type: ignore[no-any-return]
+    return place.app().access.show(function)  # nothing was changed by anybody, and nothing need be made to say so
 
 
 @click.command("list")
@@ -75,11 +82,12 @@ def list_command(tags: tuple[str, ...], as_json: bool, apps: tuple[str, ...], co
 @app_option
 @place_options
 def show_command(function: str, as_json: bool, apps: tuple[str, ...], config: Path | None, data: str | None) -> None:
-    """One function: what starts it and how its events are treated."""
-    found = {f["name"]: f for f in _functions(Place(config, data, apps))}
+    """One function: what starts it, how its events are treated, who may start it and what it may do."""
+    place = Place(config, data, apps)
+    found = {f["name"]: f for f in _functions(place)}
     if function not in found:
         raise ConfigError(f"no function is named {function!r}{suggest(function, found)}")
-    it = found[function]
+    it = found[function] | {"permissions": _permissions(place, function)}
     if as_json:
         click.echo(dump(it))
         return
@@ -98,6 +106,7 @@ def show_command(function: str, as_json: bool, apps: tuple[str, ...], config: Pa
             rows.append((key, shown + units.get(key, "")))
     rows += [(f"tag {k}", v) for k, v in it["tags"].items()]
     click.echo(columns([(f"  {key}", value) for key, value in rows]))
+    click.echo(both_sides(it["permissions"]))
 
 
 def _network(described: dict[str, Any]) -> Iterator[tuple[str, str]]:

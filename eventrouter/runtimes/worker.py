@@ -124,9 +124,13 @@ class _Worker:
         except Exception as error:  # of msgspec, or of the handler's own objects when they are read
             return frame(_failed(Failed("Runtime.MarshalError", f"Unable to marshal response: {error}")))
 
+    def _decrypt(self, value: str) -> str:
+        answer: str = self._channel.wait("context.decrypt", lambda: self._channel.call("decrypt", args=(value,)))
+        return answer
+
     def _called(self, job: Job) -> Answer:
         try:
-            args, kwargs, _, _ = bound(self._function, self._env, job)
+            args, kwargs, _, _ = bound(self._function, self._env, job, self._decrypt)
             result = self._function.handler(*args, **kwargs)
             if job.stream and is_streamed(result):
                 answer: Answer = self._channel.wait(self._function.name, lambda: self._stream(result))
@@ -138,7 +142,7 @@ class _Worker:
     async def _awaited(self, job: Job) -> Answer:
         function = self._function
         try:
-            args, kwargs, event, context = bound(self._function, self._env, job)
+            args, kwargs, event, context = bound(self._function, self._env, job, self._decrypt)
             async with AsyncExitStack() as stack:
                 made = await self._dependencies.resolve(self._depends, stack, event, context)
                 result = function.handler(*args, **{**kwargs, **made})
@@ -167,7 +171,9 @@ class _Worker:
         return Answer("streamed", None)
 
 
-def bound(function: Function, env: Mapping[str, str], job: Job) -> tuple[Any, dict[str, Any], Event, Context]:
+def bound(
+    function: Function, env: Mapping[str, str], job: Job, decrypt: Callable[[str], str] | None = None
+) -> tuple[Any, dict[str, Any], Event, Context]:
     """Its arguments, by place and by name. Raises what is wrong with the event."""
     binder = function.binders[None if job.trigger < 0 else function.triggers[job.trigger]]
     pairs = []
@@ -177,7 +183,7 @@ def bound(function: Function, env: Mapping[str, str], job: Job) -> tuple[Any, di
         pairs.append((event, captures))
     event, captures = pairs[0]
     deadline = SystemClock.monotonic() + job.seconds
-    context = Context(function.name, job.id, deadline, SystemClock.monotonic, env, event.attempt)
+    context = Context(function.name, job.id, deadline, SystemClock.monotonic, env, event.attempt, decrypt)
     if isinstance(binder, BatchBinder):
         args, kwargs = binder.all([binder.one(event, captures) for event, captures in pairs], context)
     else:

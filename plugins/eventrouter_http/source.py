@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import ClientSession, HttpVersion11, web
 
 from eventrouter import Binding, Endpoint, Event, Failed, HttpRequest, Outcome, Router, Source, Succeeded, TimedOut
-from eventrouter.errors import ConfigError, EventRouterError, InvalidPayload, JournalError, Throttled
+from eventrouter.errors import AccessDenied, ConfigError, EventRouterError, InvalidPayload, JournalError, Throttled
 from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
 from eventrouter_http.answers import JSON, NONE, Plain, from_lambda, from_typed, problem, throttled
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
@@ -265,6 +265,8 @@ class HttpSource(Source[HttpConfig]):
                 outcome = await run(binding, event, captures, stream)
             except Throttled as error:
                 return throttled(error)
+            except AccessDenied:
+                return problem(403, "no request may start this function at present")
             stream.over = True
             if stream.answer is not None and not isinstance(outcome, Succeeded):
                 return stream.cut()
@@ -286,7 +288,8 @@ class HttpSource(Source[HttpConfig]):
                     return event
             try:
                 check(binding, event, captures)
-                await deliver_to(binding, event, captures)
+                if not await deliver_to(binding, event, captures):  # its id is new, and `where` was asked: the function policy says no
+                    return problem(403, "no request may start this function at present")
                 self.router.crash_point("ack.before")
             except InvalidPayload as error:
                 return problem(400, str(error))
