@@ -106,12 +106,6 @@ class Engine:
         self.by_hand = ByHand(journal, clock, self.intake, self._settlement, self.adopt_orphans)
         self.receive, self.move, self.expire = self.by_hand.receive, self.by_hand.move, self.by_hand.expire
 
-    def gates_changed(self) -> None:
-        """Function policies have: what was in the way of queues' messages may be gone."""
-        self.intake.gates_changed()
-        for lane in filter(None, self.intake.queues.values()):
-            self._start_worker(lane)
-
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
         if self._pump_task is not None:
@@ -315,7 +309,7 @@ class Engine:
 
     def _may_go_on(self, lane: Lane, slot: Slot, turn: int) -> bool:
         """A slot is handed on after each attempt when other functions wait for one, or the pool has become smaller."""
-        if slot.keeper is not None or self._stopping or lane.paused or lane.shut or lane.pool.free < 0:
+        if slot.keeper is not None or self._stopping or lane.paused or lane.gated or lane.pool.free < 0:
             return False
         others = lane.pool.waiting
         return not (others and turn and len(others) > lane.waiting)

@@ -164,7 +164,7 @@ class Intake:
         return False
 
     def gates_changed(self) -> None:
-        """Forget who gets what, as functions may be started by others now; queues whose function may not take from them are shut."""
+        """Forget who gets what, as functions may be started by others now."""
         self._plans.clear()
         self._sure.clear()
         for lane in filter(None, self.queues.values()):
@@ -173,7 +173,7 @@ class Intake:
     def _follow_gate(self, lane: Lane) -> None:
         gate = self.lanes[lane.function.name].gate
         assert lane.trigger is not None
-        lane.shut = gate is not None and not gate(lane.trigger, lane.name.partition(":")[2])
+        lane.gated = gate is not None and not gate(lane.trigger, lane.name.partition(":")[2])
 
     def _wanting(self, event: Event, found: Sequence[tuple[Lane, Trigger]]) -> Iterator[tuple[Lane, Trigger, Mapping[str, str]]]:
         for lane, trigger in found:

@@ -42,7 +42,7 @@ class Lane:
     The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled; delayed: put off by the rate);
     refused: events that `where` kept out; barred: starts that its function policy did; denied: calls that its role did not allow. came,
     let_in: where many functions are asked at once, what came to where its triggers stand, and what of it `where` let in.
-    gate: whether a trigger may start it with what is about a subject; None: all may. shut: of a queue's lane: it may not take from it.
+    gate: whether a trigger may start it with what is about a subject; None: all may. gated: of a queue's lane: it may not take from it.
     """
 
     __slots__ = (
@@ -62,6 +62,7 @@ class Lane:
         "forgets",
         "function",
         "gate",
+        "gated",
         "let_in",
         "name",
         "paused",
@@ -123,7 +124,7 @@ class Lane:
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
         self.gate: Callable[[Trigger, str], bool] | None = None
-        self.shut = False
+        self.gated = False
         self.barred = self.denied = 0
         self.came: list[Tally] = []
         self.refused = self.let_in = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = (

@@ -111,8 +111,15 @@ class Throttling:
         lane.withheld = lane.window
         self._look_again(lane)
 
+    def gates_changed(self) -> None:
+        """Function policies have: queues' messages may have to wait, or need not any more."""
+        self._intake.gates_changed()
+        for lane in filter(None, self._intake.queues.values()):
+            self._look_again(lane)
+
     def _look_again(self, lane: Lane) -> None:
-        lane.shut = lane.pool.size == 0 or (lane.paused and lane.trigger is not None)  # a queue keeps what nobody may take
+        # A queue keeps what nobody may take.
+        lane.shut = lane.pool.size == 0 or ((lane.paused or lane.gated) and lane.trigger is not None)
         if lane.shut:
             for claim in lane.drain():
                 self.turn_away(lane, claim)
