@@ -27,9 +27,11 @@ from eventrouter.model import (
     Wild,
     new_id,
 )
+from eventrouter.network import Network, egress
 from eventrouter.paths import json_path
 from eventrouter.permissions import Role, allow, deny
 from eventrouter.retry import delays, exponential, fixed, lambda_
+from eventrouter.secrets import Secret
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Terms
 from eventrouter.wildcards import Wildcards
 
@@ -52,6 +54,7 @@ __all__ = [
     "Idempotent",
     "Interrupted",
     "Message",
+    "Network",
     "Notice",
     "Outcome",
     "Part",
@@ -65,6 +68,7 @@ __all__ = [
     "Retry",
     "Role",
     "Router",
+    "Secret",
     "Source",
     "Succeeded",
     "Terms",
@@ -76,6 +80,7 @@ __all__ = [
     "call_from_thread",
     "delays",
     "deny",
+    "egress",
     "exponential",
     "fixed",
     "hookimpl",

@@ -60,7 +60,7 @@ class Access:
     def _tell(self) -> None:
         for name, policy in self._policies.items():
             self._engine.lanes[name].gate = policy.lets if policy.altered else None
-        self._engine.gates_changed()
+        self._engine.throttling.gates_changed()
 
     # What commands ask
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import IO, Any, Self
@@ -20,18 +22,29 @@ from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
-from eventrouter.errors import ConfigError, JournalError, suggest
-from eventrouter.functions import Collected, Function, collect, load
-from eventrouter.invoking import Here, make_here
+from eventrouter.errors import ConfigError, JournalError, SecretError, suggest
+from eventrouter.functions import Collected, Function, collect, is_foreign, load
+from eventrouter.invoking import Here, invoke, make_here
 from eventrouter.journal.protocol import Journal
-from eventrouter.model import Event, Notice, Outcome
-from eventrouter.permissions import Role
+from eventrouter.lineage import cause
+from eventrouter.logs import captured
+from eventrouter.model import ACCOUNT, REGION, Event, Notice, Outcome
+from eventrouter.network import Network
+from eventrouter.permissions import Role, require
 from eventrouter.plugins import Plugins, load_plugins, make_trigger
+from eventrouter.runtimes.calls import Clients
 from eventrouter.runtimes.frames import Recipe
+from eventrouter.runtimes.netns import refusal
 from eventrouter.runtimes.process import ProcessRuntime
+from eventrouter.runtimes.programs import find_program
+from eventrouter.secrets import FILE as KEY_FILE
+from eventrouter.secrets import KeyRing, MasterKeys, Secret, Vault
 from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
 log = logging.getLogger("eventrouter")
+
+
+KEY_ARN = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/eventrouter"  # of all master keys, whichever is the present one
 
 
 class App:
@@ -63,6 +76,10 @@ class App:
         self.functions = self.collected.functions
         self.roles = self._find_roles()
         self._check()
+        self.vault = Vault(open_keys(self.config, self.plugins))
+        for function in self.functions.values():
+            function.decrypt = partial(self.decrypt, function)
+        self._place_in_networks()
         self.journal: Journal = self._make_journal()
         self._processes = self._make_processes(folder or Path())
         self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes)
@@ -78,7 +95,7 @@ class App:
         found: list[ModuleType] = []
         base = folder
         if not modules:
-            modules, base = self.config.app.modules, self.config.base
+            modules, base = self._usual_modules(), self.config.base
         for module in modules:
             if isinstance(module, str):
                 self._named.append((module, base))
@@ -87,6 +104,13 @@ class App:
             else:
                 found.append(module)
         return found
+
+    def _usual_modules(self) -> tuple[str, ...]:
+        if self.config.app.modules is not None:
+            return self.config.app.modules
+        # An app may be of other languages alone.
+        needed = (self.config.base / "app.py").exists() or not any(map(is_foreign, self.config.functions.values()))
+        return ("app.py",) if needed else ()
 
     def _collect(self) -> Collected:
         overrides: dict[str, dict[str, Any]] = {}
@@ -116,6 +140,22 @@ class App:
             if plugin.check is not None:
                 pairs = [(binding.function.name, binding.trigger) for binding in self._bindings(plugin.name)]
                 plugin.check(self.config.plugins.get(plugin.name), pairs)
+
+    def _place_in_networks(self) -> None:
+        known = dict(self.config.networks)
+        for function in self.functions.values():
+            wanted = function.policy.network
+            place = f"{function.place}: {function.name}: network"
+            if isinstance(wanted, Network) and wanted.name not in self.config.networks:
+                if known.setdefault(wanted.name, wanted) != wanted:
+                    raise ConfigError(f"{place}: two networks are named {wanted.name!r}; give one another name")
+            elif wanted is not None:
+                name = wanted if isinstance(wanted, str) else wanted.name
+                if name not in self.config.networks:
+                    raise ConfigError(f"{place}={name!r}: there is no [networks.{name}]{suggest(name, self.config.networks)}")
+                function.network = self.config.networks[name]
+            if function.network is not None and (refused := refusal(function.network)):
+                raise ConfigError(f"{place} {function.network.name!r} can't be enforced: {refused}")
 
     def _find_roles(self) -> dict[str, Role]:
         """Of the functions that have one; those of plugins need none."""
@@ -171,21 +211,34 @@ class App:
         return [Binding(f, trigger) for f in self.functions.values() for trigger in f.triggers if trigger.source == source]
 
     def _make_processes(self, folder: Path) -> ProcessRuntime | None:
-        isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
         importable = {id(value) for module in self._importable for value in vars(module).values()}
-        for name, function in isolated.items():
-            if id(function.handler) not in importable:
-                raise ConfigError(
-                    f'{function.place}: {name}: isolation="process" needs a handler that another process can import: one at the top level '
-                    "of a module that the App is given by name or file"
-                )
+        for function in self.functions.values():
+            if function.isolation == "process" and id(function.handler) not in importable and not function.foreign:
+                function.run_in_threads()
+        isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
         if not isolated:
             return None
-        theirs = {name: table for name, table in self.config.functions.items() if id(self.functions[name].handler) in importable}
-        overrides = {name: {key: value for key, value in table.items() if key != "env"} for name, table in theirs.items()}
-        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides)
+        overrides: dict[str, dict[str, Any]] = {}
+        for name, table in self.config.functions.items():
+            function = self.functions[name]
+            if function.foreign or id(function.handler) in importable:
+                overrides[name] = {key: value for key, value in table.items() if key != "env"}
+            if function.foreign:
+                find_program(function.policy, self.config.base, function.place)
+                overrides[name]["code"] = str(self.config.base / (function.policy.code or ""))
+        data = self.config.data.resolve()
+        for _, base in self._named:
+            if base.resolve().is_relative_to(data):
+                raise ConfigError(f"{data} holds the app, and isolated functions don't see the data folder; give --data one of its own")
+        hidden = [str(path.resolve()) for path in (data, self.config.file) if path is not None]
+        key = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
+        clients = Clients(
+            [cls for plugin in self.plugins.by_name.values() for cls in plugin.clients],
+            {"invoke": invoke.__call__, "decrypt": self._decrypt},
+        )
+        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides, hidden, key, clients.names)
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
-        return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit)
+        return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit, clients)
 
     def _make_journal(self) -> Journal:
         from eventrouter.journal.sqlite import SqliteJournal  # noqa: PLC0415 - apsw is not needed to list functions
@@ -226,20 +279,27 @@ class App:
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
             make_current(self.sources)
+            if self._processes is not None:  # beside all else that starts; without sources only if a command needs it
+                self._processes.start(load=sources)
+                stack.push_async_callback(self._processes.close)
+            if any(function.logs and function.isolation != "process" for function in self.functions.values()):
+                stack.enter_context(captured())
             self.supervisor = Supervisor(self.sources, self.clock, lambda: self.journal.fault, self.engine.notices)
             stack.push_async_callback(self.supervisor.close)
             stack.push_async_callback(self._run_stops)
+            await self.engine.throttling.restore()
             for function in self.collected.starts:
                 await _call(function)
             # From here on in this order at stop: intake ends, handlers drain, then what they share is closed.
             stack.push_async_callback(self._drain)
             self.engine.watch()
-            if self._processes is not None:
-                await self._processes.start()
             if sources:
+                self.check_secrets()
                 await self.engine.start()
                 stack.push_async_callback(self.supervisor.stop)
                 await self.supervisor.start()
+            if self._processes is not None:
+                await self._processes.ready()
             self._stack = stack.pop_all()
 
     async def stop(self) -> None:
@@ -251,6 +311,26 @@ class App:
     async def run_now(self, name: str, event: Event, parameters: Mapping[str, str]) -> Outcome:
         """Invoke a function directly. Raises ConfigError when there is none of that name, Throttled."""
         return await self.engine.invoke(self.lane(name), None, event, parameters)
+
+    def decrypt(self, function: Function, value: str) -> str:
+        """What `context.decrypt` gives a function. Raises SecretError, AccessDenied."""
+        require("kms:Decrypt", KEY_ARN)
+        return self.vault.decrypt(function.name, function.policy.env, value)
+
+    async def _decrypt(self, value: str) -> str:
+        """The same for who calls from a process: the function that runs here."""
+        return self.decrypt(self.functions[self.engine.intake.running(cause.get())], value)
+
+    def check_secrets(self) -> None:
+        """See at once whether each can be decrypted; key services may be slow, and are not asked. Raises ConfigError."""
+        if isinstance(self.vault.keys, KeyRing):
+            for function in self.functions.values():
+                for name, value in function.policy.env.items():
+                    if isinstance(value, Secret):
+                        try:
+                            self.decrypt(function, value.secret)
+                        except SecretError as error:
+                            raise ConfigError(f"{function.place}: {function.name}: env {name}: {error}") from None
 
     def lane(self, name: str) -> Any:
         try:
@@ -288,6 +368,19 @@ class App:
                 await _call(function)
             except Exception:
                 log.exception("on_stop %s failed", function.__name__, extra={"action": "stop.failed"})
+
+
+def open_keys(config: Config, plugins: Plugins) -> MasterKeys:
+    """The master keys that the configuration names; whether there are any is seen when they are used. Raises ConfigError."""
+    provider, file = config.secrets.provider, config.secrets.key_file
+    if provider is None:
+        return KeyRing(config.base / file if file is not None else config.data / KEY_FILE, os.environ)
+    known = {name for name, plugin in plugins.by_name.items() if plugin.keys is not None}
+    if provider not in known:
+        raise ConfigError(f"[secrets] provider: no plugin {provider!r} keeps keys{suggest(provider, known)}")
+    make = plugins.by_name[provider].keys
+    assert make is not None
+    return make(config.plugins.get(provider))
 
 
 async def _call(function: Callable[[], Any]) -> None:

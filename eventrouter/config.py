@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from eventrouter.errors import ConfigError, explain, suggest
 from eventrouter.hookspecs import Plugin
+from eventrouter.network import Network, make_network
 
 FILE = "eventrouter.toml"
 _PREFIX = "EVENTROUTER_"
@@ -20,13 +21,14 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class AppConfig(msgspec.Struct, kw_only=True):
-    """`[app]`. modules: what `serve` collects when no APP is given. data: DIR. drain: seconds.
+    """`[app]`. modules: what `serve` collects when no APP is given; None: app.py, which need not be there if functions have no Python.
+    data: DIR. drain: seconds.
 
     concurrency: how many attempts and requests run at once in all.
     processes: how many environments of isolated functions there are at most; None: 4 per CPU.
     default_role: what functions without `role` may do: "unrestricted", everything within this app, or "none", nothing."""
 
-    modules: tuple[str, ...] = ("app.py",)
+    modules: tuple[str, ...] | None = None
     data: str = ".eventrouter"
     drain: Annotated[float, Meta(ge=0)] = 30.0
     concurrency: Annotated[int, Meta(ge=1)] = 1000
@@ -49,12 +51,25 @@ class JournalConfig(msgspec.Struct, kw_only=True):
     archive: str | float = 0
 
 
+class SecretsConfig(msgspec.Struct, kw_only=True):
+    """`[secrets]`. key_file: where the master keys are; None: DIR/master.keys. provider: a plugin that keeps them instead."""
+
+    key_file: str | None = None
+    provider: str | None = None
+
+
+class _Networks(msgspec.Struct):
+    named: dict[str, Any] = msgspec.field(name="*", default_factory=dict)
+
+
 class Config(msgspec.Struct, kw_only=True):
-    """Everything configured. base: where relative paths start. plugins: each plugin's own section."""
+    """Everything configured. base: where relative paths start. networks: by their names. plugins: each plugin's own section."""
 
     app: AppConfig
     journal: JournalConfig
+    secrets: SecretsConfig = msgspec.field(default_factory=SecretsConfig)
     functions: dict[str, dict[str, Any]]
+    networks: dict[str, Network]
     plugins: dict[str, msgspec.Struct]
     base: Path
     file: Path | None
@@ -91,7 +106,13 @@ def load_config(
         found: Path | None = path
     else:
         path, found = Path(FILE), None
-    sections: dict[str, type[msgspec.Struct] | None] = {"app": AppConfig, "journal": JournalConfig, "functions": None}
+    sections: dict[str, type[msgspec.Struct] | None] = {
+        "app": AppConfig,
+        "journal": JournalConfig,
+        "secrets": SecretsConfig,
+        "functions": None,
+        "networks": _Networks,
+    }
     sections |= {name: plugin.config for name, plugin in plugins.items() if plugin.config is not None}
     for name, table in tables.items():
         if name not in sections:
@@ -111,9 +132,11 @@ def load_config(
     for name, table in functions.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: functions.{name} must be a table: [functions.{name}]")
+    networks = {name: make_network(name, table, f"{path}: [networks.{name}]") for name, table in values.pop("networks").named.items()}
     base = found.parent.resolve() if found else folder.resolve()
-    own = {name: values[name] for name in sections if name not in ("app", "journal", "functions")}
-    return Config(app=values["app"], journal=values["journal"], functions=functions, plugins=own, base=base, file=found)
+    core = ("app", "journal", "secrets")
+    own = {name: value for name, value in values.items() if name not in core}
+    return Config(**{name: values[name] for name in core}, functions=functions, networks=networks, plugins=own, base=base, file=found)
 
 
 def seconds(value: str | float, what: str) -> float:

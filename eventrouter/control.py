@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import inspect
 import io
 import logging
 import os
-import resource
+import secrets
 import socket
-import sys
 import tempfile
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,10 @@ from eventrouter.config import FILE, seconds
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning, explain, suggest
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
+from eventrouter.logs import Log, Recent, captured, current, logger
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
-from eventrouter.runtimes.process import Report, report
+from eventrouter.throttling import NOTHING_SET, Setting, Throttling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,19 +36,24 @@ if TYPE_CHECKING:
     from eventrouter.app import App
 
 _LIMIT = 64 * 1024 * 1024  # bytes of one request or answer
+_LOOKS_ON = 10.0  # seconds that `tail` waits for a line
 _SOCKET_PATH = 100  # the kernel's limit is 108 bytes, macOS' 104
-_BILLED_STEP = 100  # milliseconds
+_PATIENCE = 60.0  # seconds that a request may take to come
 _KEPT = 256 * 1024  # characters of what a handler prints while the command line waits for it
 
 
-def describe_function(function: Function) -> dict[str, Any]:
-    """One entry of `eventrouter list --json`."""
+def describe_function(function: Function, setting: Setting = NOTHING_SET) -> dict[str, Any]:
+    """One entry of `eventrouter list --json`. setting: what was set by hand."""
     policy = msgspec.to_builtins(msgspec.structs.replace(function.policy, role=None))
     policy["role"] = None if function.policy.role is None else function.policy.role.name
     policy["backoff"] = str(function.policy.backoff)
-    policy["isolation"] = function.isolation
+    policy["isolation"], policy["log_invocations"] = function.isolation, function.logs
+    policy["network"] = msgspec.to_builtins(function.network)
     del policy["name"], policy["tags"]
     policy["env"] = sorted(function.policy.env)  # values may be secret
+    policy["throttled"] = setting.throttled
+    if setting.concurrency is not None:
+        policy["concurrency"] = setting.concurrency
     return {
         "name": function.name,
         "triggers": [str(trigger) for trigger in function.triggers],
@@ -70,6 +75,9 @@ class Operations:
         self._app = app
         self._started = started
         self._echo = echo
+        self._lines: Recent | None = None
+        self._said = asyncio.Event()
+        self._forgets: asyncio.TimerHandle | None = None
 
     async def status(self) -> dict[str, Any]:
         """pid, health, and per function how many attempts ended how and what the journal holds."""
@@ -86,6 +94,7 @@ class Operations:
                     "timed_out",
                     "dead",
                     "throttled",
+                    "delayed",
                     "filtered",
                     "barred",
                     "denied",
@@ -106,7 +115,24 @@ class Operations:
         }
 
     async def functions(self) -> list[dict[str, Any]]:
-        return [describe_function(function) for function in self._app.functions.values()]
+        setting = self._app.engine.throttling.setting
+        return [describe_function(function, setting(name)) for name, function in self._app.functions.items()]
+
+    async def throttle(self, function: str) -> dict[str, Any]:
+        """Nothing of the function runs any more: events wait, requests are refused. Answers as `list --json` has it."""
+        return await self._throttling(function, lambda throttling: throttling.throttle(function, True))
+
+    async def unthrottle(self, function: str) -> dict[str, Any]:
+        """The function runs again."""
+        return await self._throttling(function, lambda throttling: throttling.throttle(function, False))
+
+    async def concurrency(self, function: str, count: int | None) -> dict[str, Any]:
+        """Reserve so much concurrency for the function; None: what its policy says."""
+        return await self._throttling(function, lambda throttling: throttling.reserve(function, count))
+
+    async def _throttling(self, function: str, do: Callable[[Throttling], Awaitable[Setting]]) -> dict[str, Any]:
+        self._app.lane(function)
+        return describe_function(self._app.functions[function], await do(self._app.engine.throttling))
 
     async def invoke(self, function: str, payload: str, parameters: dict[str, str], later: bool = False) -> dict[str, Any]:
         """Run a function now, or journal an event for it when `later`.
@@ -118,16 +144,24 @@ class Operations:
         if later:
             await self._app.engine.accept_for(function, None, event, parameters)
             return {"status": "accepted", "id": event.id}
-        request = new_id()
-        began = self._app.clock.monotonic()
-        token = report.set(isolated := Report())
+        request, tail = new_id(), _Tail()
+        log = Log(
+            function,
+            request,
+            lane.function.memory,
+            self._app.clock.monotonic,
+            logged=lane.function.logs,
+            tail=tail,
+            echo=self._echo,
+        )
+        token = current.set(log)
         try:
-            with _captured(self._echo) as logs:
+            with captured(), _collected(log, tail):
                 outcome = await self._app.engine.invoke(lane, None, event, parameters, request)
         finally:
-            report.reset(token)
-        milliseconds = (self._app.clock.monotonic() - began) * 1000
-        answer: dict[str, Any] = {"status": "failed", "logs": logs.text(), "report": _report(request, milliseconds, isolated)}
+            current.reset(token)
+        log.end()
+        answer: dict[str, Any] = {"status": "failed", "logs": tail.text(), "report": log.report}
         if isinstance(outcome, Succeeded):
             try:
                 answer |= {"result": _jsonable(outcome.result), "status": "succeeded"}
@@ -142,6 +176,39 @@ class Operations:
         else:
             answer["error"] = {"errorMessage": describe(outcome), "errorType": "Interrupted"}
         return answer
+
+    async def tail(self, function: str | None = None, after: int | None = None) -> dict[str, Any]:
+        """What invocations have written to the log since the line `after`, None: from now on; it waits some seconds for that.
+
+        Answers `{"lines": [[function, invocation, line]], "after"}`. Raises ConfigError when the function's invocations write none.
+        """
+        if function is not None and not self._app.lane(function).function.logs:
+            raise ConfigError(f"{function} writes no log of its invocations; give it log_invocations=True")
+        recent = self._recent()
+        if after is None:
+            after = recent.count
+        if recent.count == after:
+            self._said.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._said.wait(), _LOOKS_ON)
+        lines = [line for line in recent.after(after) if function in (None, line[0])]
+        return {"lines": lines, "after": recent.count}
+
+    def _recent(self) -> Recent:
+        """The lines are kept as long as somebody asks again and again."""
+        loop = asyncio.get_running_loop()
+        if self._lines is None:
+            self._lines = Recent(lambda: loop.call_soon_threadsafe(self._said.set))
+            logger.addHandler(self._lines)
+        if self._forgets is not None:
+            self._forgets.cancel()
+        self._forgets = loop.call_later(2 * _LOOKS_ON, self._forget)
+        return self._lines
+
+    def _forget(self) -> None:
+        if self._lines is not None:
+            logger.removeHandler(self._lines)
+            self._lines = None
 
     async def send(self, source: str, arguments: list[str], options: dict[str, list[str]], folder: str) -> Any:
         """Put a real event in through a source; see `Source`."""
@@ -165,7 +232,7 @@ class Operations:
         """Dead letters, oldest first."""
         found: list[dict[str, Any]] = []
         after = ""
-        while page := await self._app.journal.dead(LetterQuery(**query), after, 1000):
+        while page := await self._app.journal.dead(_query(query), after, 1000):
             found += map(describe_letter, page)
             after = page[-1].id
         return found
@@ -173,12 +240,12 @@ class Operations:
     async def redrive(self, ids: Sequence[str], query: dict[str, Any]) -> int:
         """Send these letters again, or with no ids all that match. How many there were."""
         engine = self._app.engine
-        return await (engine.by_hand.redrive(ids) if ids else engine.by_hand.letters(LetterQuery(**query), engine.by_hand.redrive))
+        return await (engine.by_hand.redrive(ids) if ids else engine.by_hand.letters(_query(query), engine.by_hand.redrive))
 
     async def purge(self, ids: Sequence[str], query: dict[str, Any]) -> int:
         """Delete these letters, or with no ids all that match. How many there were."""
         journal, engine = self._app.journal, self._app.engine
-        return await (journal.purge(ids) if ids else engine.by_hand.letters(LetterQuery(**query), journal.purge))
+        return await (journal.purge(ids) if ids else engine.by_hand.letters(_query(query), journal.purge))
 
     async def replay(self, function: str, since: float, until: float | None = None) -> dict[str, Any]:
         """Run again what was accepted for a function, or a queue, between two times. Answers `{"replayed", "unwanted", "name"}`."""
@@ -222,22 +289,17 @@ class Operations:
         return [{**msgspec.structs.asdict(w), "accepted": iso_time(w.accepted), "due": iso_time(w.due)} for w in found]
 
 
+def _query(query: Mapping[str, Any]) -> LetterQuery:
+    try:
+        return msgspec.convert(query, LetterQuery)
+    except msgspec.ValidationError as error:
+        raise EventRouterError(f"no query for dead letters: {error}") from None
+
+
 def _jsonable(result: Any) -> Any:
     plain = msgspec.to_builtins(result)
     msgspec.json.encode(plain)  # lone surrogates and numbers of any length are builtins, but not JSON
     return plain
-
-
-def _report(request: str, milliseconds: float, isolated: Report) -> str:
-    if isolated.init is not None:  # as Lambda bills it, that's not the handler's
-        milliseconds = max(0, milliseconds - isolated.init * 1000)
-    billed = -(-max(milliseconds, 1) // _BILLED_STEP) * _BILLED_STEP
-    peak = isolated.peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024 * 1024)
-    init = f"Init Duration: {isolated.init * 1000:.2f} ms\t" if isolated.init is not None else ""
-    return (
-        f"REPORT RequestId: {request}\tDuration: {milliseconds:.2f} ms\tBilled Duration: {billed:.0f} ms\t"
-        f"Memory Size: 128 MB\tMax Memory Used: {peak} MB\t{init}"
-    )
 
 
 def _parameters(function: Any) -> tuple[list[inspect.Parameter], dict[str, inspect.Parameter]]:
@@ -322,47 +384,26 @@ class _Tail:
         self._kept.write(written[-_KEPT:])
 
 
-_tail: ContextVar[_Tail | None] = ContextVar("eventrouter_logs", default=None)
-
-
-class _Tee(io.TextIOBase):
-    def __init__(self, real: Any, echo: bool) -> None:
-        self.real = real
-        self._echo = echo
-
-    def write(self, text: str) -> int:
-        tail = _tail.get()
-        if tail is not None:
-            tail.write(text)
-        if tail is None or self._echo:
-            self.real.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        self.real.flush()
-
-
 class _Collect(logging.Handler):
+    def __init__(self, log: Log, tail: _Tail) -> None:
+        super().__init__()
+        self._log = log
+        self._tail = tail
+
     def emit(self, record: logging.LogRecord) -> None:
-        tail = _tail.get()
-        if tail is not None and record.name.partition(".")[0] != "eventrouter":
-            tail.write(f"[{record.levelname}] {record.name} {record.getMessage()}\n")
+        if current.get() is self._log and record.name.partition(".")[0] != "eventrouter":
+            self._tail.write(f"[{record.levelname}] {record.name} {record.getMessage()}\n")
 
 
 @contextmanager
-def _captured(echo: bool) -> Iterator[_Tail]:
-    tail = _Tail()
-    token = _tail.set(tail)
-    handler, tee = _Collect(), _Tee(sys.stdout, echo)
+def _collected(log: Log, tail: _Tail) -> Iterator[None]:
+    """What its handler logs meanwhile is in the tail, too."""
+    handler = _Collect(log, tail)
     logging.getLogger().addHandler(handler)
-    sys.stdout = tee
     try:
-        yield tail
+        yield
     finally:
         logging.getLogger().removeHandler(handler)
-        if sys.stdout is tee:
-            sys.stdout = tee.real
-        _tail.reset(token)
 
 
 # The socket: one JSON line asks, one answers.
@@ -385,11 +426,14 @@ class ControlServer:
 
     def __init__(self, operations: Operations, data: Path) -> None:
         self._operations = operations
+        self._data = data
         self._path = socket_path(data)
+        self._key = ""
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> None:
         self._path.unlink(missing_ok=True)  # a killed predecessor's; the folder's lock says there is no other
+        self._key = _make_key(self._data)
         mask = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_LIMIT)
@@ -402,28 +446,60 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, ValueError):
-            writer.write(msgspec.json.encode(await self._answer(await reader.readline())) + b"\n")
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                try:
+                    line = await reader.readline()
+                except ValueError:
+                    line = b""
+            writer.write(await self._answer(line) + b"\n")
             await writer.drain()
         writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> bytes:
         try:
-            asked = msgspec.json.decode(line, type=_Request)
-            command = getattr(self._operations, asked.command, None)
-            if asked.command.startswith("_") or command is None:
-                raise EventRouterError(f"the running router knows no command {asked.command!r}; is it of another version?")
-            return {"result": await command(**asked.arguments)}
+            return msgspec.json.encode({"result": await self._do(line)})
         except EventRouterError as error:
-            return {"error": str(error), "usage": isinstance(error, ConfigError)}
+            answer = {"error": str(error), "usage": isinstance(error, ConfigError)}
         except Exception as error:
             logging.getLogger("eventrouter").exception("control command failed", extra={"action": "control.failed"})
-            return {"error": f"{type(error).__name__}: {error}", "usage": False}
+            answer = {"error": f"{type(error).__name__}: {error}", "usage": False}
+        return msgspec.json.encode(answer | {"error": str(answer["error"]).encode(errors="replace").decode()})
+
+    async def _do(self, line: bytes) -> Any:
+        """Raises EventRouterError for what is no request: it may come from anything that has found the socket."""
+        try:
+            asked = msgspec.json.decode(line, type=_Request)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise EventRouterError(f"a request is a line of JSON, at most {_LIMIT >> 20} MB") from None
+        if not hmac.compare_digest(asked.key.encode(errors="replace"), self._key.encode()):
+            raise EventRouterError("only who can read the data folder may ask the router that serves it")
+        command = getattr(type(self._operations), asked.command, None)
+        if asked.command.startswith("_") or command is None:
+            raise EventRouterError(f"the running router knows no command {asked.command!r}; is it of another version?")
+        try:
+            inspect.signature(command).bind(self._operations, **asked.arguments)
+            hints = typing.get_type_hints(command)
+            arguments = {name: msgspec.convert(value, hints[name]) for name, value in asked.arguments.items()}
+        except (TypeError, msgspec.ValidationError) as error:
+            raise EventRouterError(f"{asked.command} does not take these arguments: {error}; is the router of another version?") from None
+        return await command(self._operations, **arguments)
 
 
 class _Request(msgspec.Struct):
     command: str
     arguments: dict[str, Any]
+    key: str = ""
+
+
+def _make_key(data: Path) -> str:
+    """Isolated functions may be of the router's user and find its socket; they don't see its data folder."""
+    path = data / "control.key"
+    path.unlink(missing_ok=True)
+    key = secrets.token_hex()
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(key)
+    return key
 
 
 def ask(data: Path, command: str, **arguments: Any) -> Any:
@@ -431,9 +507,10 @@ def ask(data: Path, command: str, **arguments: Any) -> Any:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(os.fspath(socket_path(data)))
+            key = (data / "control.key").read_text()
         except OSError:
             raise NotRunning(f"no router is running on {data}; start one with `eventrouter serve`") from None
-        connection.sendall(msgspec.json.encode(_Request(command, arguments)) + b"\n")
+        connection.sendall(msgspec.json.encode(_Request(command, arguments, key)) + b"\n")
         with connection.makefile("rb") as answers:
             line = answers.readline()
     if not line:

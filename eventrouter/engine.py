@@ -8,20 +8,22 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from math import inf
+from operator import attrgetter
 
 from eventrouter.attempts import Attempts, Bound, Stop, describe, outcomes_of, read_batch
 from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
 from eventrouter.contents import filter_out
 from eventrouter.crashpoints import crash_point
-from eventrouter.errors import AccessDenied, JournalError, Throttled
+from eventrouter.errors import AccessDenied, JournalError
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Claim, Journal, Note
 from eventrouter.lanes import Found, Lane
-from eventrouter.limits import share_out
+from eventrouter.limits import Account, Rate
 from eventrouter.lineage import ATTRIBUTE, cause, exhausted, extend, inherit, set_cause, tell
 from eventrouter.model import (
     NOTHING,
@@ -30,7 +32,6 @@ from eventrouter.model import (
     Event,
     Failed,
     Interrupted,
-    Notice,
     Outcome,
     Release,
     RetryAt,
@@ -45,6 +46,7 @@ from eventrouter.runtimes.process import ProcessRuntime
 from eventrouter.runtimes.watchdog import Watchdog
 from eventrouter.settlement import Settlement
 from eventrouter.sources import Binding
+from eventrouter.throttling import Throttling
 
 log = logging.getLogger("eventrouter")
 _WINDOW = 16_384  # claims in memory, all functions together ...
@@ -52,9 +54,10 @@ _LANE = 8192  # ... and of one: more have left the processor's caches by the tim
 # seconds until a thread that wants the interpreter gets it; with Python's 5 ms the journal's waits until the loop has no more to do
 _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
-_TURN = 64  # events a worker may run before the loop gets its turn
+_TURN = 64  # events a worker may run before the loop gets its turn ...
+_QUICK = 256  # ... and of those that succeed at once, if all is quick
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
-_TELL_EVERY = 60.0  # seconds between notices that a function is throttled
+_FUNCTION = attrgetter("function")
 _DONE = Done()
 _RELEASE = Release()
 
@@ -88,9 +91,10 @@ class Engine:
         self._stopping = False
         self._idle = asyncio.Event()
         reserved = {name: f.policy.concurrency for name, f in functions.items() if f.policy.concurrency is not None}
-        shared, own = share_out(concurrency, reserved, len(functions) - len(reserved))
+        account = Account(concurrency, reserved, len(functions))
         window = max(8, min(_LANE, _WINDOW // max(1, len(functions))))
-        self.lanes = {name: Lane(name, f, f.policy, own.get(name, shared), window) for name, f in functions.items()}
+        rates = {name: Rate(*f.rate) for name, f in functions.items() if f.rate is not None}
+        self.lanes = {name: Lane(name, f, f.policy, account.pool(name), window, rate=rates.get(name)) for name, f in functions.items()}
         for lane in self.lanes.values():
             lane.suspended = partial(self._start_worker, lane)
         self.intake = Intake(self.lanes, journal, clock, self._queue_opened)
@@ -98,19 +102,14 @@ class Engine:
         self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
         self.notices = Notices()
         self._settlement = Settlement(journal, clock, self.intake, self.notices)
+        self.throttling = Throttling(journal, self.intake, self._settlement, account, self._start_worker, self._credit)
         self.by_hand = ByHand(journal, clock, self.intake, self._settlement, self.adopt_orphans)
         self.receive, self.move, self.expire = self.by_hand.receive, self.by_hand.move, self.by_hand.expire
 
-    def gates_changed(self) -> None:
-        """Function policies have: what was in the way of queues' messages may be gone."""
-        self.intake.gates_changed()
-        for lane in filter(None, self.intake.queues.values()):
-            self._start_worker(lane)
-
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
-        if self._pump_task is not None and lane.pool.size:  # a function that is closed leaves them in the queue
-            self.journal.want(lane.name, lane.window)
+        if self._pump_task is not None:
+            self.throttling.opened(lane)
 
     def watch(self) -> None:
         """See to handlers that block the loop; for an engine that only answers requests."""
@@ -195,9 +194,7 @@ class Engine:
             if self._loops(lane, event):
                 log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
                 return Failed("RecursiveInvocationException", why, final=True)
-        if not lane.pool.take(lane.active):
-            self._count_throttle(lane)
-            raise Throttled(f"{lane.function.name}: all {lane.pool.size} slots of its concurrency are in use")
+        self._settlement.admit(lane, event, captures)
         task = asyncio.current_task()
         assert task is not None
         slot = Slot(task, lane.function.name, request=True)
@@ -236,13 +233,6 @@ class Engine:
     async def call(self, name: str, event: Event) -> Outcome:
         return await self.invoke(self.lanes[name], None, event, NOTHING)
 
-    def _count_throttle(self, lane: Lane) -> None:
-        lane.throttled += 1
-        now = self._clock.monotonic()
-        if now - lane.told >= _TELL_EVERY:
-            count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
-            self.notices.tell(Notice("throttled", lane.function.name, {"throttles": count, "concurrency": lane.pool.size}))
-
     async def _keep(self, lane: Lane, note: Note) -> None:
         try:
             await self.journal.put(note.key, note.value, ttl=note.ttl)
@@ -254,27 +244,26 @@ class Engine:
     async def _pump(self) -> None:
         """Sort claims into lanes as the journal hands them out."""
         while True:
-            lane, function = None, ""
-            for claim in await self.journal.claims():
-                if claim.function != function:
-                    function = claim.function
-                    lane = self.lanes.get(function) or self.intake.queues.get(function)
+            for name, group in groupby(await self.journal.claims(), _FUNCTION):
+                lane = self.lanes.get(name) or self.intake.queues.get(name)
+                claims = list(group)
                 if lane is None:
-                    self._settlement.give_up(None, claim, "NoSuchFunction", f"this app has no function named {claim.function!r}")
-                elif lane.pool.size == 0:
-                    self._settlement.give_up(lane, claim, "ConcurrencyZero", "its reserved concurrency is 0")
-                    self._credit(lane)
+                    for claim in claims:
+                        self._settlement.give_up(None, claim, "NoSuchFunction", f"this app has no function named {name!r}")
+                elif lane.shut:
+                    for claim in claims:
+                        self.throttling.turn_away(lane, claim)
                 else:
-                    if claim.key is None:
-                        lane.queue.append(claim)
-                    else:
-                        lane.push(claim)
+                    lane.push(claims)
                     if not lane.starting and not lane.waiting:
                         self._start_worker(lane)
 
     def _start_worker(self, lane: Lane) -> bool:
         """One more worker for this lane, unless one is on its way, nothing is ready, or the limit is reached."""
         if lane.starting or self._stopping or lane.shut:
+            return False
+        if lane.paused:
+            self._watch_age(lane)
             return False
         if not lane.ready:
             # Not for those behind a key that runs: without a window that would be a timer due at once, again and again.
@@ -319,9 +308,11 @@ class Engine:
             self._release(lane, slot)
 
     def _may_go_on(self, lane: Lane, slot: Slot, turn: int) -> bool:
-        """A slot is handed on after each attempt when other functions wait for one."""
+        """A slot is handed on after each attempt when other functions wait for one, or the pool has become smaller."""
+        if slot.keeper is not None or self._stopping or lane.paused or lane.gated or lane.pool.free < 0:
+            return False
         others = lane.pool.waiting
-        return slot.keeper is None and not self._stopping and not lane.shut and not (others and turn and len(others) > lane.waiting)
+        return not (others and turn and len(others) > lane.waiting)
 
     async def _work_batches(self, lane: Lane, size: int, slot: Slot) -> None:
         turn = 0
@@ -336,18 +327,23 @@ class Engine:
         sprint, queue, others = self._attempts.sprinter(lane, slot, mark, done), lane.queue, 0
         try:
             while queue and self._may_go_on(lane, slot, others + len(done)):
-                stop = sprint(_TURN - others)
-                if stop is None and queue and others + len(done) < _TURN:  # somebody waits for this slot
-                    stop = queue.popleft(), None, None
+                # A slot that somebody waits for is handed on after one.
+                stop = sprint(_QUICK) if not lane.pool.waiting else (queue.popleft(), None, None)
                 if stop is not None:
                     others += 1
                     lane.taken += 1
                     await self._see_to(lane, stop, slot, mark, done)
-                if others + len(done) >= _TURN:
+                if slot.keeper is None and (stop is None or not queue or others >= _TURN):
                     others = 0
                     slot.deadline = inf
                     self._finish(lane, done)
-                    await asyncio.sleep(0)  # handlers that never wait would starve everything else
+                    # Handlers that never wait would starve everything else. And the next may be on their way: a worker is dear.
+                    lingers = not queue and not lane.starting
+                    lane.starting = lane.starting or lingers
+                    try:
+                        await asyncio.sleep(0)
+                    finally:
+                        lane.starting = lane.starting and not lingers
         finally:
             slot.deadline = inf
             self._finish(lane, done)
@@ -359,10 +355,13 @@ class Engine:
         note: Note | None = None
         decision: Decision = _DONE
         if found is None and (found := self._ready(lane, claim)) is not None:
-            mark(claim)
-            set_cause(claim)
-            crash_point("attempt.before")
-            outcome = self._start(lane, claim, found, slot)
+            if lane.rate is not None and self._settlement.put_off(lane, claim, found):
+                found, decision = None, _RELEASE
+            else:
+                mark(claim)
+                set_cause(claim)
+                crash_point("attempt.before")
+                outcome = self._start(lane, claim, found, slot)
         if found is not None:
             if outcome is None:
                 self._finish(lane, done)
@@ -426,7 +425,15 @@ class Engine:
             if claim.key in later:
                 later[claim.key].append(claim)
                 continue
+            if claim.key in back:
+                self.journal.settle(claim, _RELEASE)
+                self._credit(lane)
+                continue
             found = self._ready(lane, claim)
+            if found is not None and lane.rate is not None and self._settlement.put_off(lane, claim, found):
+                found = None
+                if claim.key is not None:
+                    back.add(claim.key)
             if found is not None and claim.key is not None and triggers.setdefault(claim.key, found[0]) is not found[0]:
                 later[claim.key] = [claim]
                 continue
@@ -576,7 +583,7 @@ class Engine:
             self._give_up_for_age(lane, claim)
             if claim.key is not None:
                 lane.pass_on(claim.key)
-        if lane.waiting and not self._stopping:
+        if (lane.waiting or lane.paused) and not self._stopping:
             self._watch_age(lane)
 
     def _end_key(self, lane: Lane, key: str, slot: Slot, *, back: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +28,40 @@ class Here(msgspec.Struct):
 
 
 _here: ContextVar[Here] = ContextVar("eventrouter_here")
+
+
+class Channel(Protocol):
+    """The way to the router from a process of a function's own."""
+
+    async def call(
+        self,
+        target: str,
+        method: str = "",
+        made: Mapping[str, Any] = {},
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        decode: Callable[[Any], Any] = ...,
+    ) -> Any:
+        """What the router's `target` returned, run in the name of the invocation that runs here; raises what it raised."""
+
+    def wait(self, what: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine that waits for calls alone."""
+
+
+_channel: Channel | None = None  # a process has one or none
+
+
+def set_channel(channel: Channel) -> None:
+    """Said once, in an environment."""
+    global _channel
+    _channel = channel
+
+
+def running_channel(what: str) -> Channel:
+    """In an environment; raises NotRunning, naming `what` was called, while nothing runs there."""
+    if _channel is None:
+        raise not_running(what)
+    return _channel
 
 
 class InvokeError(EventRouterError):
@@ -56,6 +90,8 @@ def call_from_thread(what: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T
 
     Raises NotRunning outside a handler, EventRouterError when called on the loop itself.
     """
+    if _channel is not None:  # there is nothing on a loop there but the handler that calls
+        return _channel.wait(what, make)
     loop = here(what).loop
     try:
         on_loop = asyncio.get_running_loop() is loop
@@ -75,6 +111,8 @@ class _Invoke:
     """
 
     async def __call__(self, name: str, payload: Any = None, **parameters: str) -> Any:
+        if _channel is not None:
+            return await _channel.call("invoke", args=(name, payload), kwargs=parameters)
         require(INVOKE, function_arn(name))
         data = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
         event = Event("invoke", "lambda.invoke", name, data)
@@ -88,7 +126,7 @@ class _Invoke:
         raise InvokeError(f"{name}: the router is shutting down", "Interrupted")
 
     def sync(self, name: str, payload: Any = None, **parameters: str) -> Any:
-        """The same for `def` handlers, which run in threads."""
+        """The same for `def` handlers."""
         return call_from_thread(f"invoke.sync({name!r})", lambda: self(name, payload, **parameters))
 
 

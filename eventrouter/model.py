@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from eventrouter.errors import EventRouterError
+from eventrouter.errors import EventRouterError, not_running
 from eventrouter.patterns import Pattern
 
 _prefix: str
@@ -308,10 +308,9 @@ def viewed(view: Callable[[Event], Any], event: Event) -> dict[str, Any] | None:
 class Context:
     """What a handler can know of its invocation; has every field of AWS Lambda's Python context."""
 
-    __slots__ = ("_deadline", "_monotonic", "attempt", "aws_request_id", "env", "function_name")
+    __slots__ = ("_deadline", "_decrypt", "_monotonic", "attempt", "aws_request_id", "env", "function_name")
 
     function_version = "$LATEST"
-    memory_limit_in_mb = "128"
     identity = None
     client_context = None
 
@@ -323,6 +322,7 @@ class Context:
         monotonic: Callable[[], float],
         env: Mapping[str, str] = NOTHING,
         attempt: int = 1,
+        decrypt: Callable[[str], str] | None = None,
     ) -> None:
         self.function_name = function_name
         self.aws_request_id = aws_request_id
@@ -330,6 +330,20 @@ class Context:
         self.attempt = attempt
         self._deadline = deadline
         self._monotonic = monotonic
+        self._decrypt = decrypt
+
+    def decrypt(self, value: str) -> str:
+        """What was encrypted for this function with `eventrouter secrets encrypt`: `context.decrypt(context.env["TOKEN"])`.
+
+        Raises SecretError when it was not, or its master key is missing; NotRunning where no router runs the handler.
+        """
+        if self._decrypt is None:
+            raise not_running("context.decrypt")
+        return self._decrypt(value)
+
+    @property
+    def memory_limit_in_mb(self) -> str:
+        return os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
 
     @property
     def invoked_function_arn(self) -> str:

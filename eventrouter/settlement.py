@@ -12,15 +12,17 @@ from eventrouter.attempts import describe
 from eventrouter.clock import Clock
 from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import letter, record
+from eventrouter.errors import Throttled
 from eventrouter.idempotency import unserializable
 from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Claim, Journal, Note
-from eventrouter.lanes import Lane
+from eventrouter.lanes import Found, Lane
 from eventrouter.lineage import ATTRIBUTE, cause
 from eventrouter.model import (
     Dead,
     Decision,
     Done,
+    Event,
     Failed,
     Interrupted,
     Notice,
@@ -37,6 +39,8 @@ from eventrouter.sources import Queue
 
 log = logging.getLogger("eventrouter")
 _DONE = Done()
+_TELL_EVERY = 60.0  # seconds between notices that a function is throttled
+_LATE = 0.05  # seconds after which it is too old for certain
 
 
 class Settlement:
@@ -91,6 +95,37 @@ class Settlement:
             if claim.key is not None and isinstance(decision, RetryAt | Release):
                 back.add(claim.key)
         return back
+
+    def admit(self, lane: Lane, event: Event, captures: Mapping[str, str]) -> None:
+        """Give a request a slot of the lane's pool. Raises Throttled."""
+        name, why, wait = lane.function.name, "", 1.0
+        if lane.paused:
+            why = f"it is throttled; `eventrouter unthrottle {name}` lets it run again"
+        elif not lane.pool.take(lane.active):
+            why = f"all {lane.pool.size} slots of its concurrency are in use"
+        elif lane.rate is not None:
+            wait = lane.rate.take(lane.function.rate_key(event, captures), self._clock.monotonic())
+            if wait > 0:
+                lane.pool.give()
+                why = f"it is over its rate of {lane.policy.rate}"
+        if why:
+            lane.throttled += 1
+            now = self._clock.monotonic()
+            if now - lane.told >= _TELL_EVERY:
+                count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
+                self._notices.tell(Notice("throttled", name, {"throttles": count, "concurrency": lane.pool.size}))
+            raise Throttled(f"{name}: {why}", wait)
+
+    def put_off(self, lane: Lane, claim: Claim, found: Found) -> bool:
+        """Whether the lane's rate has no turn for a claim; it goes back to the journal until it has one, uncharged."""
+        assert lane.rate is not None
+        now = self._clock.monotonic()
+        patience = max(0.0, claim.born + lane.policy.max_age - now) + _LATE
+        wait = lane.rate.book(lane.function.rate_key(claim.event, found[1]), now, patience)
+        if wait > 0:
+            lane.delayed += 1
+            self._journal.settle(claim, RetryAt(self._clock.time() + wait, claim.attempts))
+        return wait > 0
 
     def give_up(self, lane: Lane | None, claim: Claim, reason: str, message: str) -> None:
         """Dead-letter a claim that was never tried."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from eventrouter import Batch, Context, Depends, PartialFailure, Reject, Response, Retry, fixed, invoke, on
+from eventrouter import Batch, Context, Depends, PartialFailure, Reject, Response, Retry, fixed, on
 from support import local
 
 LOADED_IN = os.getpid()
@@ -114,7 +114,7 @@ def kills_itself(payload: Any) -> None:
 
 @on(isolation="process")
 def writes_to_the_line(payload: Any) -> None:
-    for number in range(3, 10):
+    for number in range(3, 30):
         try:
             os.write(number, b"\0\0\0\1\xc1")
         except OSError:
@@ -162,11 +162,6 @@ def other(payload: float) -> int:
 def descriptors(payload: Any) -> dict[str, str]:
     folder = Path("/proc/self/fd")
     return {each.name: str(each.readlink()) for each in folder.iterdir() if each.exists()}
-
-
-@on(isolation="process")
-def calls(payload: Any) -> Any:
-    return invoke.sync("echo", payload)
 
 
 @on(local("batch"), isolation="process", batch=Batch(3, window=0.2), retries=1, backoff=fixed(0))

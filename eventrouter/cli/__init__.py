@@ -18,10 +18,15 @@ _COMMANDS = {
     "invoke": ("functions", "Run a function with a payload and print its result."),
     "send": ("events", "Put a real event in through a source of the running router."),
     "sample": ("events", "Print the AWS-shaped JSON that a source gives Lambda functions."),
+    "tail": ("functions", "What invocations print, as it comes."),
     "event": ("events", "Where an event is and what became of it."),
     "replay": ("events", "Run archived events of a function again."),
+    "throttle": ("throttling", "Pause a function: its events wait, requests get 429."),
+    "unthrottle": ("throttling", "Let a throttled function run again."),
+    "concurrency": ("throttling", "Change how many of a function run at once."),
     "permissions": ("permissions", "Who may start a function, and what it may do: show, add, remove, simulate."),
     "dlq": ("dlq", "Dead letters: list, show, redrive, purge."),
+    "secrets": ("secrets", "Encrypted configuration: init, encrypt, decrypt, rotate."),
     "doctor": ("doctor", "What this machine can enforce, which plugins loaded, what is wrong."),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Coroutine, Iterable, Iterator
@@ -18,6 +19,8 @@ import msgspec
 from eventrouter.cli.common import columns, configure, loaded, place_options
 from eventrouter.clock import SystemClock
 from eventrouter.errors import EventRouterError
+from eventrouter.logs import label
+from eventrouter.secrets import Secret
 
 if TYPE_CHECKING:
     from eventrouter.app import App
@@ -74,6 +77,9 @@ async def _serve(app: App, reload_since: float | None) -> bool:
     """Serve until a signal comes (False) or a file has changed since that Unix time (True)."""
     from eventrouter.control import ControlServer, Operations  # noqa: PLC0415
 
+    if any(isinstance(value, Secret) for function in app.functions.values() for value in function.policy.env.values()):
+        # A crash must not write out what handlers have decrypted; 1 is also heard where cores go to a program's pipe.
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,7 +118,8 @@ async def _say_ready(app: App) -> None:
 
 
 def _print_functions(app: App) -> None:
-    names = ", ".join(Path(module.__file__).name if module.__file__ else module.__name__ for module in app.modules)
+    files = [Path(module.__file__).name if module.__file__ else module.__name__ for module in app.modules]
+    names = ", ".join(dict.fromkeys([*files, *(function.module for function in app.functions.values() if function.foreign)]))
     count = len(app.functions)
     click.echo(f"eventrouter: {count} function{'s' if count > 1 else ''} of {names}")
     rows = [(f"  {f.name}", "; ".join(map(str, f.triggers)) or "invoke alone") for f in app.functions.values()]
@@ -164,7 +171,7 @@ def _newer(folder: Path, since: float) -> bool:
 class _Json(logging.Formatter):
     """One JSON object a line; what a record carries as `extra` are fields of it."""
 
-    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "label"}
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -181,7 +188,8 @@ class _Json(logging.Formatter):
 
 def _configure_logging(form: str) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(label)
+    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(label)s%(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("eventrouter").setLevel(logging.INFO)
     logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it reports each stop as an error; sources rescan by themselves

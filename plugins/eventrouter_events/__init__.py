@@ -162,6 +162,7 @@ def eventrouter_plugin() -> Plugin:
         destination=check_bus,
         sends=("events:PutEvents", bus_arn("{}")),
         config=EventsConfig,
+        clients=[Bus],
         triggers={"events": events},
         check=check,  # type: ignore[arg-type]  # it is only given triggers of its own
         handlers=handlers,

@@ -14,7 +14,7 @@ from aiohttp import ClientSession, HttpVersion11, web
 from eventrouter import Binding, Endpoint, Event, Failed, HttpRequest, Outcome, Router, Source, Succeeded, TimedOut
 from eventrouter.errors import AccessDenied, ConfigError, EventRouterError, InvalidPayload, JournalError, Throttled
 from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
-from eventrouter_http.answers import JSON, NONE, Plain, from_lambda, from_typed, problem
+from eventrouter_http.answers import JSON, NONE, Plain, from_lambda, from_typed, problem, throttled
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
 from eventrouter_http.cors import Cors
 from eventrouter_http.guards import Guard, Guards
@@ -264,7 +264,7 @@ class HttpSource(Source[HttpConfig]):
             try:
                 outcome = await run(binding, event, captures, stream)
             except Throttled as error:
-                return problem(429, str(error), {"Retry-After": "1"})
+                return throttled(error)
             except AccessDenied:
                 return problem(403, "no request may start this function at present")
             stream.over = True

@@ -216,6 +216,7 @@ def eventrouter_plugin() -> Plugin:
         source="eventrouter_mqtt.source:MqttSource",
         always=True,
         config=MqttConfig,
+        clients=[Broker],
         triggers={"mqtt": mqtt},
         check=check,
         doctor=doctor,

@@ -204,6 +204,7 @@ def eventrouter_plugin() -> Plugin:
         source="eventrouter_s3.source:S3Source",
         always=True,
         config=S3Config,
+        clients=[Bucket],
         triggers={"s3": s3},
         check=check,
         sample=sample,

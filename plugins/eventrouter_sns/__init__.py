@@ -117,6 +117,7 @@ def eventrouter_plugin() -> Plugin:
         destination=check_destination,
         sends=("sns:Publish", topic_arn("{}")),
         config=SnsConfig,
+        clients=[Topic],
         triggers={"sns": sns},
         handlers=handlers,
         forwards=forwards,

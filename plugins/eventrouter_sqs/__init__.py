@@ -357,6 +357,7 @@ def eventrouter_plugin() -> Plugin:
         destination=check_name,
         sends=("sqs:SendMessage", queue_arn("{}")),
         config=SqsConfig,
+        clients=[Queue],
         triggers={"sqs": sqs},
         sample=sample,
         check=check,  # type: ignore[arg-type]  # it is only given triggers of its own

@@ -246,6 +246,7 @@ def eventrouter_plugin() -> Plugin:
         source="eventrouter_tables.source:TablesSource",
         always=True,
         config=TablesConfig,
+        clients=[Table],
         triggers={"table": table},
         check=check,
         sample=sample,
