@@ -15,6 +15,7 @@ from types import ModuleType, TracebackType
 from typing import IO, Any, Self
 
 from eventrouter import crashpoints
+from eventrouter.accounts import Accounts
 from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
@@ -62,7 +63,9 @@ class App:
         self._check()
         self.journal: Journal = self._make_journal()
         self._processes = self._make_processes(folder or Path())
-        self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes)
+        metering, records = self.config.metering, self.config.audit.invocations
+        accounts = Accounts(self.functions, self.journal, self.clock, metering.step if metering.enabled else 0, records=records)
+        self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes, accounts)
         self.sources: dict[str, Source[Any]] = {}
         self.supervisor: Supervisor | None = None
         self._stack: AsyncExitStack | None = None

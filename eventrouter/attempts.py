@@ -91,12 +91,14 @@ class Attempts:
         try:
             call: Coroutine[Any, Any, Any]
             if function.isolation == "process":
+                slot.began = 0.0
                 call = self._isolated(lane, binder, event, captures, of if isinstance(of, str) else of.id, slot)
             else:
                 context = None
                 if binder.needs_context or binder.depends:
                     id = of if isinstance(of, str) else of.id
                     context = Context(function.name, id, deadline, self._monotonic, function.policy.env, attempt)
+                slot.began = now
                 args, kwargs = binder.bind(event, captures, context)
                 if lane.plain:
                     call = function.handler(*args, **kwargs)
@@ -142,6 +144,7 @@ class Attempts:
                     return claim, None, None
                 mark(claim)
                 set_cause(claim)
+                claim.began = now
                 deadline = slot.deadline = now + timeout
                 if deadline < sweeper.next:
                     sweeper.schedule(deadline)
@@ -227,7 +230,8 @@ class Attempts:
             slot.deadline = self._monotonic() + policy.max_age
 
         def started() -> None:
-            deadline = slot.deadline = self._monotonic() + policy.timeout
+            slot.began = self._monotonic()
+            deadline = slot.deadline = slot.began + policy.timeout
             if deadline < self.sweeper.next:
                 self.sweeper.schedule(deadline)
 

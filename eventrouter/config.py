@@ -47,11 +47,36 @@ class JournalConfig(msgspec.Struct, kw_only=True):
     archive: str | float = 0
 
 
+class MeteringConfig(msgspec.Struct, kw_only=True):
+    """`[metering]`. step: milliseconds that a duration is rounded up to. free_requests, free_gb_seconds: of each calendar month (UTC).
+
+    request_price: of a million requests, gb_second_price: of one GB-second, in `currency`; as Amazon charges them (us-east-1, x86)."""
+
+    enabled: bool = True
+    step: Annotated[int, Meta(ge=1, le=60_000)] = 100
+    free_requests: Annotated[float, Meta(ge=0)] = 1_000_000
+    free_gb_seconds: Annotated[float, Meta(ge=0)] = 400_000
+    request_price: Annotated[float, Meta(ge=0)] = 0.20
+    gb_second_price: Annotated[float, Meta(ge=0)] = 0.0000166667
+    currency: str = "USD"
+
+
+class AuditConfig(msgspec.Struct, kw_only=True):
+    """`[audit]`. invocations: whether each one has a record, besides what operators do.
+
+    segment: records of a file under DIR/audit; the last ones are in the journal."""
+
+    invocations: bool = False
+    segment: Annotated[int, Meta(ge=100)] = 50_000
+
+
 class Config(msgspec.Struct, kw_only=True):
     """Everything configured. base: where relative paths start. plugins: each plugin's own section."""
 
     app: AppConfig
     journal: JournalConfig
+    metering: MeteringConfig
+    audit: AuditConfig
     functions: dict[str, dict[str, Any]]
     plugins: dict[str, msgspec.Struct]
     base: Path
@@ -60,6 +85,14 @@ class Config(msgspec.Struct, kw_only=True):
     @property
     def data(self) -> Path:
         return self.base / self.app.data
+
+
+_OWN: dict[str, type[msgspec.Struct] | None] = {
+    "app": AppConfig,
+    "journal": JournalConfig,
+    "metering": MeteringConfig,
+    "audit": AuditConfig,
+}
 
 
 def load_config(
@@ -89,7 +122,7 @@ def load_config(
         found: Path | None = path
     else:
         path, found = Path(FILE), None
-    sections: dict[str, type[msgspec.Struct] | None] = {"app": AppConfig, "journal": JournalConfig, "functions": None}
+    sections: dict[str, type[msgspec.Struct] | None] = {"functions": None, **_OWN}
     sections |= {name: plugin.config for name, plugin in plugins.items() if plugin.config is not None}
     for name, table in tables.items():
         if name not in sections:
@@ -110,8 +143,8 @@ def load_config(
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: functions.{name} must be a table: [functions.{name}]")
     base = found.parent.resolve() if found else folder.resolve()
-    own = {name: values[name] for name in sections if name not in ("app", "journal", "functions")}
-    return Config(app=values["app"], journal=values["journal"], functions=functions, plugins=own, base=base, file=found)
+    own = {name: values.pop(name) for name in _OWN}
+    return Config(**own, functions=functions, plugins=values, base=base, file=found)
 
 
 def seconds(value: str | float, what: str) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 
+from eventrouter.accounts import Accounts, joined
 from eventrouter.attempts import Attempts, Bound, Stop, describe, outcomes_of, read_batch
 from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
@@ -19,7 +20,7 @@ from eventrouter.errors import JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Intake
-from eventrouter.journal.protocol import Claim, Journal, Note
+from eventrouter.journal.protocol import Claim, Journal, Ledger, Note
 from eventrouter.lanes import Found, Lane
 from eventrouter.limits import share_out
 from eventrouter.lineage import ATTRIBUTE, cause, exhausted, extend, inherit, set_cause, tell
@@ -63,7 +64,7 @@ class Engine:
     """Delivers events to functions; one per App. All calls are made on one event loop.
 
     lanes: of functions, by name. intake: what comes in, and how much of it was wanted. What becomes of it: `Settlement`.
-    notices: who is told what goes wrong.
+    notices: who is told what goes wrong. accounts: what is written down of attempts.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class Engine:
         clock: Clock,
         concurrency: int = 1000,
         processes: ProcessRuntime | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self.journal = journal
+        self.accounts = accounts or Accounts(functions, journal, clock)
         self._clock = clock
         self._attempts = Attempts(clock, processes)
         self.dependencies = self._attempts.dependencies
@@ -97,7 +100,7 @@ class Engine:
         self.deliver, self.deliver_to, self.accept_for = self.intake.deliver, self.intake.deliver_to, self.intake.accept_for
         self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
         self.notices = Notices()
-        self._settlement = Settlement(journal, clock, self.intake, self.notices)
+        self._settlement = Settlement(journal, clock, self.intake, self.notices, self.accounts)
         self.by_hand = ByHand(journal, clock, self.intake, self._settlement, self.adopt_orphans)
         self.receive, self.move, self.expire = self.by_hand.receive, self.by_hand.move, self.by_hand.expire
 
@@ -180,6 +183,8 @@ class Engine:
         """As `request`, for any lane. id: of the invocation; the event's when empty."""
         if self._stopping:
             return Interrupted()
+        if self.accounts.full:
+            raise Throttled("the audit log can't be written at present, and no request may run without its record")
         outer = cause.get()
         if outer is not None and (lineage := self.intake.lineage()) is not None:
             inherit(event, lineage)
@@ -187,7 +192,7 @@ class Engine:
                 log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
                 return Failed("RecursiveInvocationException", why, final=True)
         if not lane.pool.take(lane.active):
-            self._count_throttle(lane)
+            self._count_throttle(lane, event, id)
             raise Throttled(f"{lane.function.name}: all {lane.pool.size} slots of its concurrency are in use")
         task = asyncio.current_task()
         assert task is not None
@@ -198,9 +203,10 @@ class Engine:
         if event.time is None:
             event.time = self._clock.time()
         set_cause((lane.function.name, event))
+        ledger: Ledger | None = None
         try:
             if lane.policy.batch is not None:
-                (outcome,) = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
+                (outcome,), ledger = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
             elif lane.policy.idempotent is None:
                 outcome = await self._attempts.run(lane, lane.function.binders[trigger], event, captures, id, 1, slot, stream)
             else:
@@ -211,6 +217,10 @@ class Engine:
             set_cause(outer)  # the task is the caller's
             self._release(lane, slot)
         self._settlement.count(lane, outcome)
+        if ledger is None:
+            self.accounts.requested(lane.function.name, event, id, slot, outcome)
+        else:
+            self.accounts.keep(ledger)
         if type(outcome) is not Succeeded and not (isinstance(outcome, Failed) and outcome.final):
             log.warning(
                 "%s: request %s: %s",
@@ -227,8 +237,9 @@ class Engine:
     async def call(self, name: str, event: Event) -> Outcome:
         return await self.invoke(self.lanes[name], None, event, NOTHING)
 
-    def _count_throttle(self, lane: Lane) -> None:
+    def _count_throttle(self, lane: Lane, event: Event, id: str) -> None:
         lane.throttled += 1
+        self.accounts.throttled(lane.function.name, event, id or event.id)
         now = self._clock.monotonic()
         if now - lane.told >= _TELL_EVERY:
             count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
@@ -331,7 +342,7 @@ class Engine:
                 if stop is None and queue and others + len(done) < _TURN:  # somebody waits for this slot
                     stop = queue.popleft(), None, None
                 if stop is not None:
-                    others += 1
+                    others += len(done) + 1
                     lane.taken += 1
                     await self._see_to(lane, stop, slot, mark, done)
                 if others + len(done) >= _TURN:
@@ -347,6 +358,10 @@ class Engine:
     async def _see_to(self, lane: Lane, stop: Stop, slot: Slot, mark: Callable[[Claim], None], done: list[Claim]) -> None:
         """What did not go the usual way."""
         claim, found, outcome = stop
+        if found is not None:
+            slot.began = claim.began
+        if done:
+            self._finish(lane, done, slot.began)
         note: Note | None = None
         decision: Decision = _DONE
         if found is None and (found := self._ready(lane, claim)) is not None:
@@ -356,10 +371,11 @@ class Engine:
             outcome = self._start(lane, claim, found, slot)
         if found is not None:
             if outcome is None:
-                self._finish(lane, done)
+                self._give_credit(lane)
                 outcome, note = await self._go_on(lane, claim, found, slot)
             crash_point("attempt.after")
-            decision = self._settlement.settle(lane, claim, found[0], outcome, note)
+            ledger = self.accounts.ended(lane.function.name, claim.event, claim.seq, slot, outcome)
+            decision = self._settlement.settle(lane, claim, found[0], outcome, note, ledger)
         if claim.key is not None:
             self._end_key(lane, claim.key, slot, back=isinstance(decision, RetryAt | Release))
 
@@ -376,11 +392,12 @@ class Engine:
             return await self._attempt_once(lane, lane.policy.idempotent, found, claim.event, claim.id, claim.attempts + 1, slot)
         return await self._attempts.finish(lane, lane.function.binders[found[0]], slot), None
 
-    def _finish(self, lane: Lane, done: list[Claim]) -> None:
+    def _finish(self, lane: Lane, done: list[Claim], ended: float = 0.0) -> None:
+        """ended: when the last did; 0: now."""
         lane.taken += len(done)
         self._give_credit(lane)
         if done:
-            self._settlement.finish(lane, done.copy())
+            self._settlement.finish(lane, done.copy(), ended or self._clock.monotonic())
             done.clear()
 
     async def _attempt_once(
@@ -435,16 +452,21 @@ class Engine:
             crash_point("attempt.before")
             events = [(claim.event, captures) for claim, captures in group]
             set_cause(extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven)))
-            outcomes = await self._attempt_batch(lane, trigger, events, group[0][0].id, slot)
+            outcomes, ledger = await self._attempt_batch(lane, trigger, events, group[0][0], slot)
             crash_point("attempt.after")
-            back |= self._settlement.settle_batch(lane, trigger, group, outcomes)
+            back |= self._settlement.settle_batch(lane, trigger, group, outcomes, ledger)
         for key in keys:
             self._end_key(lane, key, slot, back=key in back)
 
     async def _attempt_batch(
-        self, lane: Lane, trigger: Trigger | None, events: Sequence[tuple[Event, Mapping[str, str]]], id: str, slot: Slot
-    ) -> list[Outcome]:
-        """The outcome of each event; a failing batch is halved, if that is its policy, and no half costs an attempt."""
+        self, lane: Lane, trigger: Trigger | None, events: Sequence[tuple[Event, Mapping[str, str]]], of: Claim | str, slot: Slot
+    ) -> tuple[list[Outcome], Ledger | None]:
+        """The outcome of each event; a failing batch is halved, if that is its policy, and no half costs an attempt.
+
+        of: the first one's claim, or the id of a request. The ledger is of all attempts that were made.
+        """
+        id, number = (of, of) if isinstance(of, str) else (of.id, of.seq)
+        ledger: Ledger | None = None
         binder = lane.function.binders[trigger]
         rows, outcomes = read_batch(binder, [event for event, _ in events], [captures for _, captures in events])
         parts = [list(rows)] if rows else []
@@ -456,6 +478,7 @@ class Engine:
                 bound = Bound(binder, [rows[place] for place in part], [events[place] for place in part])
                 first = events[part[0]][0]
                 outcome = await self._attempts.run(lane, bound, first, NOTHING, id, first.attempt, slot)
+                ledger = joined(ledger, self.accounts.ended(lane.function.name, first, number, slot, outcome, len(part)))
             bisect = lane.policy.batch is not None and lane.policy.batch.bisect and len(part) > 1
             if bisect and ((isinstance(outcome, Failed) and not outcome.final) or (isinstance(outcome, TimedOut) and outcome.ended)):
                 middle = len(part) // 2
@@ -464,7 +487,7 @@ class Engine:
                             extra={"action": "batch.bisect", "function": lane.name})  # fmt: skip
                 continue
             outcomes |= zip(part, outcomes_of(outcome, [events[place][0].id for place in part]), strict=True)
-        return [outcomes[place] for place in range(len(events))]
+        return [outcomes[place] for place in range(len(events))], ledger
 
     def _credit(self, lane: Lane) -> None:
         lane.taken += 1

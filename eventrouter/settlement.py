@@ -8,13 +8,14 @@ from contextlib import suppress
 
 import msgspec
 
+from eventrouter.accounts import Accounts
 from eventrouter.attempts import describe
 from eventrouter.clock import Clock
 from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import letter, record
 from eventrouter.idempotency import unserializable
 from eventrouter.intake import Intake
-from eventrouter.journal.protocol import Claim, Journal, Note
+from eventrouter.journal.protocol import Claim, Journal, Ledger, Note
 from eventrouter.lanes import Lane
 from eventrouter.lineage import ATTRIBUTE, cause
 from eventrouter.model import (
@@ -42,21 +43,30 @@ _DONE = Done()
 class Settlement:
     """Turns outcomes into decisions, and has the journal keep them together with what follows from them."""
 
-    def __init__(self, journal: Journal, clock: Clock, intake: Intake, notices: Notices) -> None:
+    def __init__(self, journal: Journal, clock: Clock, intake: Intake, notices: Notices, accounts: Accounts) -> None:
         self._journal = journal
         self._clock = clock
         self._intake = intake
         self._notices = notices
+        self._accounts = accounts
 
-    def settle(self, lane: Lane, claim: Claim, trigger: Trigger | None, outcome: Outcome, note: Note | None = None) -> Decision:
-        """What an attempt's outcome means for its invocation: the one place that decides it."""
+    def settle(
+        self,
+        lane: Lane,
+        claim: Claim,
+        trigger: Trigger | None,
+        outcome: Outcome,
+        note: Note | None = None,
+        ledger: Ledger | None = None,
+    ) -> Decision:
+        """What an attempt's outcome means for its invocation: the one place that decides it. ledger: what is written down with it."""
         policy = lane.policy
         if policy.on_success is not None and type(outcome) is Succeeded:
             outcome = _recordable(outcome)
         self.count(lane, outcome)
         if type(outcome) is Succeeded and note is None and policy.on_success is None:  # the usual case needs no arithmetic
             crash_point("settle.before")
-            self._journal.settle(claim, _DONE)
+            self._journal.settle(claim, _DONE, (), (), ledger)
             crash_point("settle.after")
             return _DONE
         decision = decide(
@@ -69,25 +79,32 @@ class Settlement:
             now=self._clock.time(),
             spread=(int(claim.id[-4:], 16) * 40503 & 0xFFFF) / 0x10000,  # neighbours spread apart
         )
-        self._settle_as(lane, claim, decision, describe(outcome), trigger, outcome, note)
+        self._settle_as(lane, claim, decision, describe(outcome), trigger, outcome, note, ledger)
         return decision
 
-    def finish(self, lane: Lane, claims: list[Claim]) -> None:
-        """As `settle`, for several that succeeded, have no key, and of which nothing follows."""
+    def finish(self, lane: Lane, claims: list[Claim], ended: float) -> None:
+        """As `settle`, for several that succeeded, have no key, and of which nothing follows. ended: when the last did, monotonic."""
         lane.succeeded += len(claims)
+        ledger = self._accounts.succeeded(lane.function.name, claims, ended)
         crash_point("settle.before")
-        self._journal.finish(claims)
+        self._journal.finish(claims, ledger)
         crash_point("settle.after")
 
     def settle_batch(
-        self, lane: Lane, trigger: Trigger | None, group: Sequence[tuple[Claim, Mapping[str, str]]], outcomes: Sequence[Outcome]
+        self,
+        lane: Lane,
+        trigger: Trigger | None,
+        group: Sequence[tuple[Claim, Mapping[str, str]]],
+        outcomes: Sequence[Outcome],
+        ledger: Ledger | None,
     ) -> set[str]:
         """Each event by itself; but what follows one of its key that goes back goes back, too, whatever became of it. Those keys."""
         back: set[str] = set()
         for (claim, _), outcome in zip(group, outcomes, strict=True):
             if claim.key in back and isinstance(outcome, Succeeded):
                 outcome = Interrupted()  # noqa: PLW2901
-            decision = self.settle(lane, claim, trigger, outcome)
+            decision = self.settle(lane, claim, trigger, outcome, None, ledger)
+            ledger = None  # the batch is one invocation
             if claim.key is not None and isinstance(decision, RetryAt | Release):
                 back.add(claim.key)
         return back
@@ -125,15 +142,23 @@ class Settlement:
         trigger: Trigger | None,
         outcome: Outcome | None = None,
         note: Note | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         entries = self._follow_up(lane, claim, decision, trigger, outcome) if lane is not None else []
-        self._write(lane, claim, decision, why, entries, () if note is None else (note,))
+        self._write(lane, claim, decision, why, entries, () if note is None else (note,), ledger)
 
     def _write(
-        self, lane: Lane | None, claim: Claim, decision: Decision, why: str, entries: Sequence[Claim], notes: Sequence[Note] = ()
+        self,
+        lane: Lane | None,
+        claim: Claim,
+        decision: Decision,
+        why: str,
+        entries: Sequence[Claim],
+        notes: Sequence[Note] = (),
+        ledger: Ledger | None = None,
     ) -> None:
         crash_point("settle.before")
-        self._journal.settle(claim, decision, entries, notes)
+        self._journal.settle(claim, decision, entries, notes, ledger)
         crash_point("settle.after")
         extra = {"function": claim.function, "invocation": claim.id, "event": claim.event.id}
         if isinstance(decision, Dead):

@@ -22,7 +22,7 @@ FLOORS = {
     "binding": 3, "idempotency": 3, "lineage": 3,
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,
     "sources": 5, "lanes": 5, "runtimes": 5, "contents": 5.5,
-    "attempts": 6, "intake": 6,
+    "attempts": 6, "intake": 6, "accounts": 6,
     "settlement": 7, "replay": 7, "byhand": 7.5,
     "engine": 8,
     "app": 9,
