@@ -91,8 +91,11 @@ class Accounts:
             trail = self._record(of, event, id, now - (ended - began), took, _error(outcome), count)
         return Ledger(usage, trail) if usage or trail else None
 
-    def requested(self, function: str, event: Event, id: str, slot: Slot, outcome: Outcome) -> None:
-        """As `ended`, of a request, to be written within the second."""
+    def requested(self, function: str, event: Event, id: str, slot: Slot, outcome: Outcome, ledger: Ledger | None = None) -> None:
+        """As `ended`, of a request, to be written within the second. ledger: what there is of it already."""
+        if ledger is not None:
+            self.keep(ledger)
+            return
         began, init = slot.began, slot.init
         slot.began = slot.init = 0.0
         if not began or not (self._step or self._records):

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import IO, Any, Self
 
+import msgspec
+from msgspec.structs import replace
+
 from eventrouter import crashpoints
 from eventrouter.accounts import Accounts
+from eventrouter.audit import Trail, Who, read_key
 from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
@@ -62,6 +68,8 @@ class App:
         self.functions = self.collected.functions
         self._check()
         self.journal: Journal = self._make_journal()
+        durable = self.config.journal.url != "memory"
+        self.trail = Trail(self.journal.books, self.clock, self.config.data / "audit" if durable else None, self.config.audit.segment)
         self._processes = self._make_processes(folder or Path())
         metering, records = self.config.metering, self.config.audit.invocations
         accounts = Accounts(self.functions, self.journal, self.clock, metering.step if metering.enabled else 0, records=records)
@@ -174,7 +182,9 @@ class App:
         archive = seconds(config.archive, "[journal] archive")
         rows, size = backlog(config.max_backlog)
         limits = Limits(rows, size, byte_size(config.min_free, "[journal] min_free"))
-        return SqliteJournal(known[config.url], clock=self.clock, dedupe=dedupe, history=history, archive=archive, limits=limits)
+        path = known[config.url]
+        key = bytes if path is None else partial(read_key, path.with_name("audit"))
+        return SqliteJournal(path, clock=self.clock, dedupe=dedupe, history=history, archive=archive, limits=limits, key=key)
 
     # Life
 
@@ -197,6 +207,13 @@ class App:
             await self.journal.open()
             stack.push_async_callback(self.journal.close)
             self.journal.on_fault(self._journal_changed)
+            if sources:
+                await self.trail.asked(Who.me(), "start_router", self._inventory())
+                stack.push_async_callback(self._stopped)
+                self.trail.start()
+                stack.push_async_callback(self.trail.close)
+            else:
+                stack.callback(self.engine.accounts.flush)
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
             make_current(self.sources)
@@ -249,6 +266,18 @@ class App:
             if plugin.destination:
                 self.engine.intake.senders[name] = source.message
         return found
+
+    def _inventory(self) -> dict[str, Any]:
+        """What the audit log says of a start: the functions, and a digest of what starts them and how they are treated."""
+        policies = [(name, list(map(str, f.triggers)), replace(f.policy, env={})) for name, f in self.functions.items()]
+        digest = hashlib.sha256(msgspec.json.encode(policies, order="sorted", enc_hook=str)).hexdigest()
+        return {"pid": os.getpid(), "functions": sorted(self.functions), "policiesSha256": digest}
+
+    async def _stopped(self) -> None:
+        """The last words, once everything has drained."""
+        self.engine.accounts.flush()
+        with suppress(JournalError):  # it tells of that itself, and what is to be closed must be closed
+            await self.trail.asked(Who.me(), "stop_router", {"pid": os.getpid()})
 
     def _journal_changed(self, fault: str) -> None:
         self.engine.notices.tell(Notice("journal", "", {"state": "refusing" if fault else "accepting", "reason": fault}))

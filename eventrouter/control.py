@@ -10,25 +10,30 @@ import logging
 import os
 import resource
 import socket
+import struct
 import sys
 import tempfile
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from eventrouter.attempts import describe
+from eventrouter.audit import Query, Who
 from eventrouter.config import FILE, seconds
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning, explain, suggest
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
-from eventrouter.runtimes.process import Report, report
+from eventrouter.runtimes.process import Report
+from eventrouter.runtimes.process import report as environment
+from eventrouter.usage import day_at, months_around, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +42,17 @@ if TYPE_CHECKING:
 
 _LIMIT = 64 * 1024 * 1024  # bytes of one request or answer
 _SOCKET_PATH = 100  # the kernel's limit is 108 bytes, macOS' 104
-_BILLED_STEP = 100  # milliseconds
 _KEPT = 256 * 1024  # characters of what a handler prints while the command line waits for it
+
+
+log = logging.getLogger("eventrouter")
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def reads(command: C) -> C:
+    """Marks a command that changes nothing; it is not audited."""
+    command.reads = True  # type: ignore[attr-defined]
+    return command
 
 
 def describe_function(function: Function) -> dict[str, Any]:
@@ -63,13 +77,18 @@ def describe_letter(letter: Letter) -> dict[str, Any]:
 
 
 class Operations:
-    """Every public coroutine is a command; arguments and answers are JSON types. Raises EventRouterError."""
+    """Every public coroutine is a command; arguments and answers are JSON types. Raises EventRouterError.
+
+    One that only `reads` says so; all others are recorded in the audit log: call them by `perform`.
+    """
 
     def __init__(self, app: App, *, started: float = 0, echo: bool = True) -> None:
         self._app = app
+        self.trail = app.trail
         self._started = started
         self._echo = echo
 
+    @reads
     async def status(self) -> dict[str, Any]:
         """pid, health, and per function how many attempts ended how and what the journal holds."""
         app = self._app
@@ -93,6 +112,7 @@ class Operations:
             "repeats": app.engine.intake.repeats,
         }
 
+    @reads
     async def functions(self) -> list[dict[str, Any]]:
         return [describe_function(function) for function in self._app.functions.values()]
 
@@ -108,14 +128,18 @@ class Operations:
             return {"status": "accepted", "id": event.id}
         request = new_id()
         began = self._app.clock.monotonic()
-        token = report.set(isolated := Report())
+        token = environment.set(isolated := Report())
         try:
             with _captured(self._echo) as logs:
                 outcome = await self._app.engine.invoke(lane, None, event, parameters, request)
         finally:
-            report.reset(token)
+            environment.reset(token)
         milliseconds = (self._app.clock.monotonic() - began) * 1000
-        answer: dict[str, Any] = {"status": "failed", "logs": logs.text(), "report": _report(request, milliseconds, isolated)}
+        answer: dict[str, Any] = {
+            "status": "failed",
+            "logs": logs.text(),
+            "report": _report(request, milliseconds, isolated, self._app.config.metering.step),
+        }
         if isinstance(outcome, Succeeded):
             try:
                 answer |= {"result": _jsonable(outcome.result), "status": "succeeded"}
@@ -142,6 +166,7 @@ class Operations:
         args, kwargs = arguments_for(send, f"send {source}", arguments, options, Path(folder))
         return await send(*args, **kwargs)
 
+    @reads
     async def letter(self, id: str) -> dict[str, Any] | None:
         """By its own id or its event's; None: there is none."""
         for found in await self._app.journal.find(id):
@@ -149,6 +174,7 @@ class Operations:
                 return (await self.letters({"id": found.id}))[0]
         return None
 
+    @reads
     async def letters(self, query: dict[str, Any]) -> list[dict[str, Any]]:
         """Dead letters, oldest first."""
         found: list[dict[str, Any]] = []
@@ -184,10 +210,63 @@ class Operations:
         done = await replay(app.engine.intake, app.journal, name, function, since, now if until is None else until)
         return {**done._asdict(), "name": name}
 
+    @reads
     async def event(self, id: str) -> list[dict[str, Any]]:
         """What is known of an event, one entry per function."""
         found = await self._app.journal.find(id)
         return [{**msgspec.structs.asdict(w), "accepted": iso_time(w.accepted), "due": iso_time(w.due)} for w in found]
+
+    @reads
+    async def usage(self, by: Sequence[str], since: str | None, until: str | None, tags: dict[str, str]) -> dict[str, Any]:
+        """What was used; days as `2026-01-31`, the last one included; by default this month's."""
+        app = self._app
+        today = day_at(app.clock.time())
+        first = _day(since, today.replace(day=1), "--since")
+        last = _day(until, max(today, first), "--until")
+        app.engine.accounts.flush()
+        used = await app.journal.books.used(*months_around(first, last))
+        answer: dict[str, Any] = msgspec.to_builtins(report(used, app.config.metering, by, first, last, tags))
+        return answer
+
+    @reads
+    async def audit(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+        """CloudTrail records, oldest first; see `Query`."""
+        self._app.engine.accounts.flush()
+        return await self._app.trail.query(Query(**query))
+
+    @reads
+    async def verify(self, known: tuple[int, str] | None) -> dict[str, Any]:
+        """Whether the audit log is whole; see `Verified`."""
+        answer: dict[str, Any] = msgspec.to_builtins(await self._app.trail.verify(known))
+        return answer
+
+
+async def perform(operations: Operations, command: str, arguments: dict[str, Any], who: Who) -> Any:
+    """The one way in for a command, of a running router as of one that is opened for it: what may change anything is recorded first.
+
+    Raises EventRouterError.
+    """
+    method = getattr(operations, command, None)
+    if command.startswith("_") or method is None:
+        raise EventRouterError(f"the running router knows no command {command!r}; is it of another version?")
+    if hasattr(method, "reads"):
+        return await method(**arguments)
+    trail = operations.trail
+    id = await trail.asked(who, command, arguments)
+    try:
+        result = await method(**arguments)
+    except BaseException as error:
+        await trail.answered(id, None, error)
+        raise
+    await trail.answered(id, result)
+    return result
+
+
+def _day(text: str | None, default: date, option: str) -> date:
+    try:
+        return default if text is None else date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"usage {option}: {text!r} is no day; write it as 2026-01-31") from None
 
 
 def _jsonable(result: Any) -> Any:
@@ -196,10 +275,10 @@ def _jsonable(result: Any) -> Any:
     return plain
 
 
-def _report(request: str, milliseconds: float, isolated: Report) -> str:
+def _report(request: str, milliseconds: float, isolated: Report, step: int) -> str:
     if isolated.init is not None:  # as Lambda bills it, that's not the handler's
         milliseconds = max(0, milliseconds - isolated.init * 1000)
-    billed = -(-max(milliseconds, 1) // _BILLED_STEP) * _BILLED_STEP
+    billed = -(-max(milliseconds, 1) // step) * step
     peak = isolated.peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024 * 1024)
     init = f"Init Duration: {isolated.init * 1000:.2f} ms\t" if isolated.init is not None else ""
     return (
@@ -371,22 +450,32 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, ValueError):
-            writer.write(msgspec.json.encode(await self._answer(await reader.readline())) + b"\n")
+            who = peer(writer.get_extra_info("socket"))
+            writer.write(msgspec.json.encode(await self._answer(await reader.readline(), who)) + b"\n")
             await writer.drain()
         writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, who: Who) -> dict[str, Any]:
         try:
+            if who.uid not in (0, os.getuid()):
+                log.warning("%s (uid %d) was refused at the control socket", who.name, who.uid, extra={"action": "control.refused"})
+                raise EventRouterError(f"this router is {Who.me().name}'s, and you are {who.name}; run the command as {Who.me().name}")
             asked = msgspec.json.decode(line, type=_Request)
-            command = getattr(self._operations, asked.command, None)
-            if asked.command.startswith("_") or command is None:
-                raise EventRouterError(f"the running router knows no command {asked.command!r}; is it of another version?")
-            return {"result": await command(**asked.arguments)}
+            return {"result": await perform(self._operations, asked.command, asked.arguments, who)}
         except EventRouterError as error:
             return {"error": str(error), "usage": isinstance(error, ConfigError)}
         except Exception as error:
-            logging.getLogger("eventrouter").exception("control command failed", extra={"action": "control.failed"})
+            log.exception("control command failed", extra={"action": "control.failed"})
             return {"error": f"{type(error).__name__}: {error}", "usage": False}
+
+
+def peer(connection: Any) -> Who:
+    """Who is at the other end of a Unix socket, as the kernel says."""
+    if not hasattr(socket, "SO_PEERCRED"):  # macOS; the socket's mode lets nobody else connect
+        return Who.me()
+    with socket.socket(fileno=os.dup(connection.fileno())) as own:  # uvloop's has no getsockopt
+        pid, uid, _ = struct.unpack("3i", own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Who.of(uid, pid)
 
 
 class _Request(msgspec.Struct):

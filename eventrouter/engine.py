@@ -217,18 +217,10 @@ class Engine:
             set_cause(outer)  # the task is the caller's
             self._release(lane, slot)
         self._settlement.count(lane, outcome)
-        if ledger is None:
-            self.accounts.requested(lane.function.name, event, id, slot, outcome)
-        else:
-            self.accounts.keep(ledger)
+        self.accounts.requested(lane.function.name, event, id, slot, outcome, ledger)
         if type(outcome) is not Succeeded and not (isinstance(outcome, Failed) and outcome.final):
-            log.warning(
-                "%s: request %s: %s",
-                lane.function.name,
-                id,
-                describe(outcome),
-                extra={"action": "request.failed", "function": lane.function.name},
-            )
+            extra = {"action": "request.failed", "function": lane.function.name}
+            log.warning("%s: request %s: %s", lane.function.name, id, describe(outcome), extra=extra)
         return outcome
 
     def has(self, name: str) -> bool:

@@ -21,6 +21,8 @@ _COMMANDS = {
     "event": ("events", "Where an event is and what became of it."),
     "replay": ("events", "Run archived events of a function again."),
     "dlq": ("dlq", "Dead letters: list, show, redrive, purge."),
+    "usage": ("usage", "What functions have used, and what it would cost."),
+    "audit": ("audit", "Who did what: query the audit log, or verify that it is whole."),
     "doctor": ("doctor", "What this machine can enforce, which plugins loaded, what is wrong."),
 }
 

@@ -33,14 +33,15 @@ _READ: Final = "SELECT first, count, records, hashes, seal FROM audit WHERE firs
 
 
 class Books:
-    """key: of the seals."""
+    """key: makes or reads that of the seals, and raises JournalError; it is called when the journal opens."""
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
+    def __init__(self, key: Callable[[], bytes]) -> None:
+        self._make_key = key
         self._end: tuple[int, bytes] | None = None  # the last record's number and hash; None: it is to be read
 
     def open(self, connection: apsw.Connection) -> None:
         self._execute = connection.execute
+        self._key = self._make_key()
 
     def undo(self) -> None:
         """What was written last was not, after all."""

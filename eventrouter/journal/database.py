@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import EllipsisType
@@ -131,7 +131,7 @@ class Database:
     live: how many events wait or run. taken: the rows without a key that wait by the file, and run. segments: those that are handed out.
     """
 
-    def __init__(self, path: Path | None, dedupe: float, history: float, archive: float = 0, key: bytes = b"") -> None:
+    def __init__(self, path: Path | None, dedupe: float, history: float, archive: float = 0, key: Callable[[], bytes] = bytes) -> None:
         self._path = path
         self.dedupe = dedupe
         self._history = history

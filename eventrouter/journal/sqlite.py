@@ -64,7 +64,7 @@ class SqliteJournal:
         history: float = 0,
         archive: float = 0,
         limits: Limits | None = None,
-        key: bytes = b"",
+        key: Callable[[], bytes] = bytes,
     ) -> None:
         self.fault = ""
         self._fault_heard: Callable[[str], None] = lambda fault: None
