@@ -190,16 +190,14 @@ class Trail:
                 fault = page
             else:
                 fault = await asyncio.to_thread(_check, going, page)
-                for block in page if known is not None and seen is None else ():
-                    if block.first <= known[0] < block.first + len(block.hashes):
+                for block in page:
+                    if known is not None and block.first <= known[0] < block.first + len(block.hashes):
                         seen = block.hashes[known[0] - block.first].hex()
             if fault is not None:
                 break
         fault = fault or self._beyond(going, head) or self._strange(head)
         if fault is None and known is not None and seen != known[1].lower():
-            fault = Fault(
-                known[0], f"record {known[0]} has not the hash that it had: the log was written anew, or cut off and gone on with"
-            )
+            fault = Fault(known[0], f"record {known[0]} has not the hash that it had: the log was written anew from there or before")
         return Verified(going.last, len(head.files), head.last, head.hash.hex(), fault)
 
     @staticmethod
@@ -224,9 +222,7 @@ class Trail:
                 raise JournalError(f"{page.what}; `eventrouter audit verify` tells more")
             found += await asyncio.to_thread(_matching, page, wanted, open_acts)
             if wanted.limit and len(found) > 2 * wanted.limit:
-                found = [record for record in found if record["requestID"] in open_acts or _ended_so(record, wanted.outcome)][
-                    -wanted.limit :
-                ]
+                found = [it for it in found if it["requestID"] in open_acts or _ended_so(it, wanted.outcome)][-wanted.limit :]
         found = [record for record in found if _ended_so(record, wanted.outcome)]
         return found[-wanted.limit :] if wanted.limit else found
 

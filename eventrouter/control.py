@@ -135,11 +135,8 @@ class Operations:
         finally:
             environment.reset(token)
         milliseconds = (self._app.clock.monotonic() - began) * 1000
-        answer: dict[str, Any] = {
-            "status": "failed",
-            "logs": logs.text(),
-            "report": _report(request, milliseconds, isolated, self._app.config.metering.step),
-        }
+        told = _report(request, milliseconds, isolated, self._app.config.metering.step)
+        answer: dict[str, Any] = {"status": "failed", "logs": logs.text(), "report": told}
         if isinstance(outcome, Succeeded):
             try:
                 answer |= {"result": _jsonable(outcome.result), "status": "succeeded"}

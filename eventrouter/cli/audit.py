@@ -53,7 +53,7 @@ def query_command(
         click.echo(columns(rows))
 
 
-def _row(record: dict[str, Any]) -> tuple[str, ...]:
+def _row(record: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
     who, about = record["userIdentity"], record["requestParameters"] or {}
     name = who.get("userName") or who["invokedBy"]
     target = about.get("functionName") or about.get("function") or ""
