@@ -13,7 +13,7 @@ import logging
 import os
 import pwd
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,6 +107,7 @@ class Trail:
         self._folder = folder
         self._segment = segment
         self._task: asyncio.Task[None] | None = None
+        self._still = asyncio.Lock()  # nothing is moved into a file while it is read
 
     # Acts. What was asked is on disk before it is done, what came of it after: a crash can't hide an act.
 
@@ -151,78 +152,85 @@ class Trail:
     async def rotate(self) -> bool:
         """Move the oldest records into a file, if there are enough of them."""
         assert self._folder is not None
-        head = await self._books.head()
-        after = head.files[-1][1] if head.files else 0
-        if head.last - after < self._segment:
-            return False
-        blocks: list[Block] = []
-        count = 0
-        while count < self._segment:
-            for block in await self._books.blocks(after, _PAGE):
-                if count < self._segment:
-                    blocks.append(block)
-                    count += len(block.records)
-                    after = block.first + len(block.records) - 1
-        digest = await asyncio.to_thread(_write, self._folder, blocks, after)
-        await self._books.filed(blocks[0].first, after, digest)
+        async with self._still:
+            head = await self._books.head()
+            after = head.files[-1][1] if head.files else 0
+            if head.last - after < self._segment:
+                return False
+            blocks: list[Block] = []
+            count = 0
+            while count < self._segment:
+                for block in (await self._books.blocks(after, _PAGE))[0]:
+                    if count < self._segment:
+                        blocks.append(block)
+                        count += len(block.records)
+                        after = block.first + len(block.records) - 1
+            digest = await asyncio.to_thread(_write, self._folder, blocks, after)
+            await self._books.filed(blocks[0].first, after, digest)
         return True
 
-    async def _pages(self, head: Head, after: int = 0) -> Any:
-        """Blocks in their order, a file or a page at a time; a Fault where a file is not what it was."""
+    async def _pages(self) -> AsyncIterator[Sequence[Block] | Fault | Head]:
+        """Blocks in their order, a file or a page at a time, then where they end; a Fault where a file is not what it was."""
+        head = await self._books.head()
         if self._folder is not None:
             for first, last, digest in head.files:
-                if last > after:
-                    yield await asyncio.to_thread(_read, self._folder, first, last, digest)
-        at = head.files[-1][1] if head.files else 0
-        while at < head.last and (page := await self._books.blocks(at, _PAGE)):
+                yield await asyncio.to_thread(_read, self._folder, first, last, digest)
+        at, page = head.files[-1][1] if head.files else 0, list[Block]()
+        while True:
+            page, head = await self._books.blocks(at, _PAGE)
+            if not page:
+                break
             yield page
-            at = page[-1].first + max(1, len(page[-1].records)) - 1
+            at = page[-1].first
+        yield head
 
     # What is asked of it
 
     async def verify(self, known: tuple[int, str] | None = None) -> Verified:
         """Go through all of it. known: number and hash of a record, as an earlier `Verified` had them."""
-        head = await self._books.head()
-        key = b"" if self._folder is None else read_key(self._folder)
-        going, fault, seen = Check(key), None, None
-        async for page in self._pages(head):
-            if isinstance(page, Fault):
-                fault = page
-            else:
-                fault = await asyncio.to_thread(_check, going, page)
-                for block in page:
-                    if known is not None and block.first <= known[0] < block.first + len(block.hashes):
-                        seen = block.hashes[known[0] - block.first].hex()
-            if fault is not None:
-                break
-        fault = fault or self._beyond(going, head) or self._strange(head)
+        going = Check(b"" if self._folder is None else read_key(self._folder))
+        fault: Fault | None = None
+        head, seen = Head(0, b"", b"", []), ""
+        async with self._still:
+            async for page in self._pages():
+                if isinstance(page, Fault):
+                    fault = page
+                elif isinstance(page, Head):
+                    head = page
+                    fault = going.head(head) or self._strange(head)
+                else:
+                    fault = await asyncio.to_thread(_check, going, page)
+                    for block in page:
+                        if known is not None and block.first <= known[0] < block.first + len(block.hashes):
+                            seen = block.hashes[known[0] - block.first].hex()
+                if fault is not None:
+                    break
         if fault is None and known is not None and seen != known[1].lower():
             fault = Fault(known[0], f"record {known[0]} has not the hash that it had: the log was written anew from there or before")
         return Verified(going.last, len(head.files), head.last, head.hash.hex(), fault)
 
-    @staticmethod
-    def _beyond(going: Check, head: Head) -> Fault | None:
-        return None if going.last > head.last else going.head(head)  # more may have come meanwhile
-
     def _strange(self, head: Head) -> Fault | None:
         """A file that the journal doesn't list; but what is still in the journal may have been written and not yet listed, at a crash."""
-        listed = {first for first, _, _ in head.files}
+        listed = {_name(*file) for file in head.files}
         end = head.files[-1][1] if head.files else 0
         for path in [] if self._folder is None else sorted(self._folder.glob("*.gz")):
             first = int(path.name.partition("-")[0]) if path.name[:1].isdigit() else 0
-            if first <= end and first not in listed:
-                return Fault(first, f"{path.name} is not in the journal's list: its entry was removed, or it is of another journal")
+            if first <= end and path.name not in listed:
+                return Fault(first, f"{path.name}, of record {first} and more, is not in the journal's list: it is of another journal")
         return None
 
     async def query(self, wanted: Query) -> list[dict[str, Any]]:
         """CloudTrail records, oldest first."""
         found, open_acts = list[dict[str, Any]](), dict[str, dict[str, Any]]()
-        async for page in self._pages(await self._books.head()):
-            if isinstance(page, Fault):
-                raise JournalError(f"{page.what}; `eventrouter audit verify` tells more")
-            found += await asyncio.to_thread(_matching, page, wanted, open_acts)
-            if wanted.limit and len(found) > 2 * wanted.limit:
-                found = [it for it in found if it["requestID"] in open_acts or _ended_so(it, wanted.outcome)][-wanted.limit :]
+        async with self._still:
+            async for page in self._pages():
+                if isinstance(page, Fault):
+                    raise JournalError(f"{page.what}; `eventrouter audit verify` tells more")
+                if isinstance(page, Head):
+                    break
+                found += await asyncio.to_thread(_matching, page, wanted, open_acts)
+                if wanted.limit and len(found) > 2 * wanted.limit:
+                    found = [it for it in found if it["requestID"] in open_acts or _ended_so(it, wanted.outcome)][-wanted.limit :]
         found = [record for record in found if _ended_so(record, wanted.outcome)]
         return found[-wanted.limit :] if wanted.limit else found
 

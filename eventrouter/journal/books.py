@@ -29,7 +29,7 @@ _ADD: Final = """INSERT INTO usage (day, function, tags, invocations, errors, th
     billed = billed + excluded.billed, memory = memory + excluded.memory, init = init + excluded.init"""
 _USED: Final = """SELECT day, function, tags, invocations, errors, throttles, billed, memory, init FROM usage
     WHERE day >= ? AND day < ? ORDER BY day, function, tags"""
-_READ: Final = "SELECT first, count, records, hashes, seal FROM audit WHERE first + count > ? ORDER BY first"
+_READ: Final = "SELECT first, records, hashes, seal FROM audit WHERE first > ? ORDER BY first"
 
 
 class Books:
@@ -73,8 +73,8 @@ class Books:
             hashes.append(chain)
         first, last = last + 1, last + len(records)
         self._execute(
-            "INSERT INTO audit VALUES (?, ?, ?, ?, ?)",
-            (first, len(records), trail, b"".join(hashes), seal(self._key, last, chain)),
+            "INSERT INTO audit VALUES (?, ?, ?, ?)",
+            (first, trail, b"".join(hashes), seal(self._key, last, chain)),
         )
         self._execute("UPDATE audit_head SET last = ?, hash = ?, seal = ?", (last, chain, seal(self._key, last, chain, b"head")))
         self._end = last, chain
@@ -89,16 +89,16 @@ class Books:
     def used(self, since: int, until: int) -> list[Usage]:
         return [Usage(*row) for row in self._execute(_USED, (since, until))]
 
-    def blocks(self, after: int, most: int) -> list[Block]:
+    def blocks(self, after: int, most: int) -> tuple[list[Block], Head]:
         found, count = list[Block](), 0
         rows = self._execute(_READ, (after,))
-        for first, length, records, hashes, sealed in rows:
-            count += length
+        for first, records, hashes, sealed in rows:
             found.append(Block(first, records.split(b"\n")[:-1], split(hashes), sealed))
+            count += len(found[-1].records)
             if count >= most:
                 break
         rows.close()
-        return found
+        return found, self.head()
 
     def head(self) -> Head:
         last, chain, sealed = self._execute("SELECT last, hash, seal FROM audit_head").fetchone() or (0, START, b"")
@@ -122,8 +122,8 @@ class OpenBooks:
         found: list[Usage] = await self._ask(lambda database: database.books.used(since, until))
         return found
 
-    async def blocks(self, after: int, most: int) -> list[Block]:
-        found: list[Block] = await self._ask(lambda database: database.books.blocks(after, most))
+    async def blocks(self, after: int, most: int) -> tuple[list[Block], Head]:
+        found: tuple[list[Block], Head] = await self._ask(lambda database: database.books.blocks(after, most))
         return found
 
     async def head(self) -> Head:

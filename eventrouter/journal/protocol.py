@@ -193,8 +193,8 @@ class Books(Protocol):
     async def used(self, since: int, until: int) -> list[Usage]:
         """Of the days from `since` to before `until`, in their order."""
 
-    async def blocks(self, after: int, most: int) -> list[Block]:
-        """The audit log's records past `after` that are in no segment file, some `most` of them."""
+    async def blocks(self, after: int, most: int) -> tuple[list[Block], Head]:
+        """The audit log's records past `after` that are in no segment file, some `most` of them; and where it ended just then."""
 
     async def head(self) -> Head: ...
 

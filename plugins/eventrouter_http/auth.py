@@ -178,7 +178,7 @@ def _network(address: str) -> str:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return address
-    return str(int(ip) >> 64) if ip.version == 6 and ip.ipv4_mapped is None else address  # noqa: PLR2004 - IPv6
+    return str(int(ip) >> 64) if ip.version == 6 and ip.ipv4_mapped is None else address
 
 
 class _Bucket:

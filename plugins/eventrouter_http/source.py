@@ -33,8 +33,8 @@ class Route(NamedTuple):
 
 def _fixed(kind: str, body: bytes) -> Handle:
     # Its scripts and styles are in the page itself, and it talks to nobody else.
-    policy = "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
-    headers = {**SECURITY, "Content-Type": kind, "Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    policy = "default-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+    headers = {**SECURITY, "Content-Type": kind, "Content-Security-Policy": policy, "X-Frame-Options": "SAMEORIGIN"}
 
     async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
         return web.Response(body=body, headers=headers)
