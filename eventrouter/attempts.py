@@ -229,7 +229,8 @@ class Attempts:
         if not slot.request:
             slot.deadline = self._monotonic() + policy.max_age
 
-        def started() -> None:
+        def started(init: float) -> None:
+            slot.init = init
             slot.began = self._monotonic()
             deadline = slot.deadline = slot.began + policy.timeout
             if deadline < self.sweeper.next:

@@ -53,7 +53,7 @@ report: ContextVar[Report | None] = ContextVar("eventrouter_report", default=Non
 class _Call:
     __slots__ = ("context", "done", "environment", "id", "job", "number", "started")
 
-    def __init__(self, number: int, job: Job, started: Callable[[], None]) -> None:
+    def __init__(self, number: int, job: Job, started: Callable[[float], None]) -> None:
         self.number = number  # in the order in which they came
         self.id = job.id
         self.started = started
@@ -166,8 +166,10 @@ class ProcessRuntime:
             template, self._template = self._template, None
             await template.close()
 
-    async def run(self, name: str, job: Job, started: Callable[[], None]) -> Any:
-        """What the handler returned, a PartialFailure that it raised, or Failed. started: called when it begins.
+    async def run(self, name: str, job: Job, started: Callable[[float], None]) -> Any:
+        """What the handler returned, a PartialFailure that it raised, or Failed.
+
+        started: called when it begins, with the seconds that a cold start took.
 
         Cancelled, it kills the environment and waits until it is gone. Raises NoEnvironment when it is cancelled before it has one.
         """
@@ -247,8 +249,8 @@ class ProcessRuntime:
         environment.since = self._clock.monotonic()
         if environment.init is not None and (to := call.context.get(report)) is not None:
             to.init = environment.init
-        environment.init = None
-        call.started()
+        init, environment.init = environment.init, None
+        call.started(init or 0.0)
 
     def _look(self) -> None:
         """Whether something waits behind what takes long."""
