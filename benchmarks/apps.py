@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from benchmarks.payload import PAYLOAD, Reading
 from eventrouter import App, Event, Plugin, Source, Trigger, Wild
+from eventrouter.clock import Clock
 from eventrouter.config import load_config
 from eventrouter.plugins import Plugins
 
@@ -38,27 +39,27 @@ def event(kind: str = "temperature") -> Event:
     return Event("bench", "bench.reading", f"sensors/kitchen/{kind}", PAYLOAD)
 
 
-def make_app(folder: Path, *handlers: Callable[..., Any], more: Sequence[Plugin] = ()) -> App:
+def make_app(folder: Path, *handlers: Callable[..., Any], more: Sequence[Plugin] = (), clock: Clock | None = None) -> App:
     plugins = Plugins([Plugin(name="bench", source="benchmarks.apps:BenchSource", always=True), *more])
     module = ModuleType("handlers")
     vars(module).update({handler.__name__: handler for handler in handlers})
-    return App(module, config=load_config(plugins.by_name, folder=folder), plugins=plugins)
+    return App(module, config=load_config(plugins.by_name, folder=folder), plugins=plugins, clock=clock)
 
 
 class Load:
     """Delivers `count` events in batches, as a source reads them, with a bounded number under way."""
 
-    def __init__(self, count: int, batch: int = 64, under_way: int = 4096) -> None:
+    def __init__(self, count: int, batch: int = 256, under_way: int = 4096) -> None:
         self._count = count
         self._batch = batch
         self._free = asyncio.Semaphore(under_way // batch)
         self._done = 0
         self._all_done = asyncio.Event()
 
-    def done(self) -> None:
-        """To be called by the handler."""
-        self._done += 1
-        if self._done % self._batch == 0:
+    def done(self, count: int = 1) -> None:
+        """To be called by the handler, or by who counts for it."""
+        before, self._done = self._done // self._batch, self._done + count
+        for _ in range(before, self._done // self._batch):
             self._free.release()
         if self._done == self._count:
             self._all_done.set()
@@ -67,10 +68,16 @@ class Load:
         self, deliver: Callable[[Sequence[Event]], asyncio.Future[int]], make: Callable[[int], Sequence[Event]] | None = None
     ) -> None:
         """Until all are handled. make: the events for a number of invocations; None: one of the same for each."""
-        receipts = []
+        receipts, kind = [], "temperature"
         for _ in range(self._count // self._batch):
             await self._free.acquire()
-            receipts.append(deliver([event() for _ in range(self._batch)] if make is None else make(self._batch)))
+            receipts.append(
+                deliver(
+                    make(self._batch)
+                    if make is not None
+                    else [Event("bench", "bench.reading", f"sensors/kitchen/{kind}", PAYLOAD) for _ in range(self._batch)]
+                )
+            )
             await asyncio.sleep(0)  # as a source, which the loop calls with what has come
         await asyncio.gather(*receipts)
         await self._all_done.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from time import monotonic
 from typing import Any
 
@@ -23,15 +23,17 @@ COUNT = 409_600
 
 
 class InstantJournal:
-    """A journal that keeps nothing, so that only the engine is measured."""
+    """A journal that keeps nothing, so that only the engine is measured. done: called with how many have succeeded at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, done: Callable[[int], None] = lambda count: None, now: Callable[[], float] = monotonic) -> None:
+        self._done = done
+        self._now = now
         self._claims: list[Claim] = []
         self._any = asyncio.Event()
 
     def accept(self, entries: Sequence[Claim]) -> asyncio.Future[list[bool]]:
         self._claims += entries
-        now = monotonic()
+        now = self._now()
         for claim in entries:
             claim.born = now
         self._any.set()
@@ -52,7 +54,8 @@ class InstantJournal:
     def marker(self) -> Callable[[Claim | None], None]:
         return lambda claim: None
 
-    def finish(self, claims: Sequence[Claim], ledger: Ledger | None = None) -> None: ...
+    def finish(self, claims: Sequence[Claim], ledger: Ledger | None = None) -> None:
+        self._done(len(claims))
 
     def settle(
         self,
@@ -67,15 +70,22 @@ class InstantJournal:
         return {}
 
 
-def ours(count: int, loop: str) -> Measured:
+async def raw(data: bytes, device: str) -> None:
+    """Takes the payload as it came."""
+
+
+async def validated(reading: Reading, device: str) -> None:
+    """Has it read and validated."""
+
+
+HANDLERS: dict[str, Callable[[Any, str], Coroutine[Any, Any, None]]] = {"raw": raw, "validated": validated}
+
+
+def ours(count: int, loop: str, kind: str) -> Measured:
     async def main() -> Measured:
         load = Load(count)
-
-        @on(BenchTrigger())
-        async def handler(reading: Reading, device: str) -> None:
-            load.done()
-
-        journal: Any = InstantJournal()
+        handler = on(BenchTrigger())(HANDLERS[kind])
+        journal: Any = InstantJournal(load.done)
         engine = Engine({"handler": Function(handler, [BenchTrigger()], Policy())}, journal, SystemClock())
         await engine.start()
         with Watch() as watch:
@@ -86,16 +96,15 @@ def ours(count: int, loop: str) -> Measured:
     return on_loop(main, loop)
 
 
-def limit(count: int, loop: str) -> Measured:
-    decode = msgspec.json.Decoder(Reading).decode
-
-    async def handler(reading: Reading, device: str) -> None: ...
+def limit(count: int, loop: str, kind: str) -> Measured:
+    decode = msgspec.json.Decoder(Reading).decode if kind == "validated" else None
+    handler = HANDLERS[kind]
 
     async def worker(queue: asyncio.Queue[bytes]) -> None:
         while True:
             data = await queue.get()
             async with asyncio.timeout(3):
-                await handler(decode(data), "kitchen")
+                await handler(data if decode is None else decode(data), "kitchen")
             queue.task_done()
 
     async def main() -> Measured:
@@ -113,8 +122,11 @@ def limit(count: int, loop: str) -> Measured:
 
 
 def run(rounds: int) -> Iterator[Result]:
-    for name, loop in (("dispatch", "asyncio"), ("dispatch-uvloop", "uvloop")):
-        yield compare(
-            name, "events/s", fresh(f"{__name__}:ours", count=COUNT, loop=loop), fresh(f"{__name__}:limit", count=COUNT, loop=loop),
-            rounds=rounds, against=f"asyncio.Queue workers with asyncio.timeout, both on {loop}'s loop",
-        )  # fmt: skip
+    for loop in ("asyncio", "uvloop"):
+        for kind in HANDLERS:
+            name = "-".join(["dispatch", *([kind] if kind != "raw" else []), *([loop] if loop != "asyncio" else [])])
+            yield compare(
+                name, "events/s", fresh(f"{__name__}:ours", count=COUNT, loop=loop, kind=kind),
+                fresh(f"{__name__}:limit", count=COUNT, loop=loop, kind=kind),
+                rounds=rounds, against=f"asyncio.Queue workers with asyncio.timeout, both on {loop}'s loop",
+            )  # fmt: skip

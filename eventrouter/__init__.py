@@ -27,6 +27,7 @@ from eventrouter.model import (
     Wild,
     new_id,
 )
+from eventrouter.network import Network, egress
 from eventrouter.paths import json_path
 from eventrouter.retry import delays, exponential, fixed, lambda_
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Terms
@@ -51,6 +52,7 @@ __all__ = [
     "Idempotent",
     "Interrupted",
     "Message",
+    "Network",
     "Notice",
     "Outcome",
     "Part",
@@ -72,6 +74,7 @@ __all__ = [
     "Wildcards",
     "call_from_thread",
     "delays",
+    "egress",
     "exponential",
     "fixed",
     "hookimpl",

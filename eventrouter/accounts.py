@@ -11,7 +11,7 @@ from msgspec.structs import astuple
 
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
-from eventrouter.functions import Function, Policy
+from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim, Journal, Ledger, Usage
 from eventrouter.model import Event, Failed, Interrupted, Outcome, Succeeded, TimedOut
 from eventrouter.runtimes.deadline import Slot
@@ -197,12 +197,7 @@ class Accounts:
 
 def _account(function: Function) -> _Of:
     policy = function.policy
-    return _Of(function.name, msgspec.json.encode(policy.tags, order="sorted").decode(), memory_of(policy))
-
-
-def memory_of(policy: Policy) -> int:
-    """MB that a function's GB-seconds are reckoned with."""
-    return getattr(policy, "memory", None) or _MEMORY
+    return _Of(function.name, msgspec.json.encode(policy.tags, order="sorted").decode(), policy.memory or _MEMORY)
 
 
 def joined(one: Ledger | None, other: Ledger | None) -> Ledger | None:

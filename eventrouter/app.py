@@ -27,13 +27,16 @@ from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
 from eventrouter.errors import ConfigError, JournalError, suggest
-from eventrouter.functions import Collected, Function, collect, load
+from eventrouter.functions import Collected, Function, collect, is_foreign, load
 from eventrouter.invoking import Here, make_here
 from eventrouter.journal.protocol import Journal
 from eventrouter.model import Event, Notice, Outcome
+from eventrouter.network import Network
 from eventrouter.plugins import Plugins, load_plugins, make_trigger
 from eventrouter.runtimes.frames import Recipe
+from eventrouter.runtimes.netns import refusal
 from eventrouter.runtimes.process import ProcessRuntime
+from eventrouter.runtimes.programs import find_program
 from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
 log = logging.getLogger("eventrouter")
@@ -67,6 +70,7 @@ class App:
         self.collected = self._collect()
         self.functions = self.collected.functions
         self._check()
+        self._place_in_networks()
         self.journal: Journal = self._make_journal()
         durable = self.config.journal.url != "memory"
         self.trail = Trail(self.journal.books, self.clock, self.config.data / "audit" if durable else None, self.config.audit.segment)
@@ -84,7 +88,7 @@ class App:
         found: list[ModuleType] = []
         base = folder
         if not modules:
-            modules, base = self.config.app.modules, self.config.base
+            modules, base = self._usual_modules(), self.config.base
         for module in modules:
             if isinstance(module, str):
                 self._named.append((module, base))
@@ -93,6 +97,13 @@ class App:
             else:
                 found.append(module)
         return found
+
+    def _usual_modules(self) -> tuple[str, ...]:
+        if self.config.app.modules is not None:
+            return self.config.app.modules
+        # An app may be of other languages alone.
+        needed = (self.config.base / "app.py").exists() or not any(map(is_foreign, self.config.functions.values()))
+        return ("app.py",) if needed else ()
 
     def _collect(self) -> Collected:
         overrides: dict[str, dict[str, Any]] = {}
@@ -121,6 +132,22 @@ class App:
             if plugin.check is not None:
                 pairs = [(binding.function.name, binding.trigger) for binding in self._bindings(plugin.name)]
                 plugin.check(self.config.plugins.get(plugin.name), pairs)
+
+    def _place_in_networks(self) -> None:
+        known = dict(self.config.networks)
+        for function in self.functions.values():
+            wanted = function.policy.network
+            place = f"{function.place}: {function.name}: network"
+            if isinstance(wanted, Network) and wanted.name not in self.config.networks:
+                if known.setdefault(wanted.name, wanted) != wanted:
+                    raise ConfigError(f"{place}: two networks are named {wanted.name!r}; give one another name")
+            elif wanted is not None:
+                name = wanted if isinstance(wanted, str) else wanted.name
+                if name not in self.config.networks:
+                    raise ConfigError(f"{place}={name!r}: there is no [networks.{name}]{suggest(name, self.config.networks)}")
+                function.network = self.config.networks[name]
+            if function.network is not None and (refused := refusal(function.network)):
+                raise ConfigError(f"{place} {function.network.name!r} can't be enforced: {refused}")
 
     def _check_policy_destination(self, function: Function, what: str) -> None:
         target = getattr(function.policy, what)
@@ -157,16 +184,28 @@ class App:
         isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
         importable = {id(value) for module in self._importable for value in vars(module).values()}
         for name, function in isolated.items():
-            if id(function.handler) not in importable:
+            if id(function.handler) not in importable and not function.foreign:
                 raise ConfigError(
                     f'{function.place}: {name}: isolation="process" needs a handler that another process can import: one at the top level '
                     "of a module that the App is given by name or file"
                 )
         if not isolated:
             return None
-        theirs = {name: table for name, table in self.config.functions.items() if id(self.functions[name].handler) in importable}
-        overrides = {name: {key: value for key, value in table.items() if key != "env"} for name, table in theirs.items()}
-        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides)
+        overrides: dict[str, dict[str, Any]] = {}
+        for name, table in self.config.functions.items():
+            function = self.functions[name]
+            if function.foreign or id(function.handler) in importable:
+                overrides[name] = {key: value for key, value in table.items() if key != "env"}
+            if function.foreign:
+                find_program(function.policy, self.config.base, function.place)
+                overrides[name]["code"] = str(self.config.base / (function.policy.code or ""))
+        data = self.config.data.resolve()
+        for _, base in self._named:
+            if base.resolve().is_relative_to(data):
+                raise ConfigError(f"{data} holds the app, and isolated functions don't see the data folder; give --data one of its own")
+        hidden = [str(path.resolve()) for path in (data, self.config.file) if path is not None]
+        key = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
+        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides, hidden, key)
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
         return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
+from itertools import repeat
 from math import inf
 from typing import Any
 
@@ -18,17 +19,20 @@ from eventrouter.crashpoints import ARMED
 from eventrouter.errors import Throttled
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim
-from eventrouter.lanes import Found, Lane
+from eventrouter.lanes import Callers, Found, Lane
 from eventrouter.lineage import set_cause
-from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Stream, Succeeded, TimedOut, Trigger
+from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Stream, Succeeded, TimedOut
 from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, finish
+from eventrouter.runtimes.environments import NoEnvironment
 from eventrouter.runtimes.failures import failure
 from eventrouter.runtimes.frames import Job
-from eventrouter.runtimes.process import NoEnvironment, ProcessRuntime
+from eventrouter.runtimes.process import ProcessRuntime
+from eventrouter.runtimes.programs import INIT
 from eventrouter.runtimes.thread import ThreadRuntime
 
 # A claim, what it is for if an attempt at it has begun, and what came of that; no outcome: its handler waits for something.
 Stop = tuple[Claim, Found | None, Outcome | None]
+_SPRINT = 0.001  # seconds that handlers which never wait may have the loop for, one after another
 SUCCEEDED = Succeeded()  # where nobody asks what the result was
 
 
@@ -123,45 +127,48 @@ class Attempts:
     def sprinter(self, lane: Lane, slot: Slot, mark: Callable[[Claim | None], None], done: list[Claim]) -> Callable[[int], Stop | None]:
         """What does as `begin` does for claims of a lane's queue, with as little as most of them need.
 
-        Until `done` has so many; those that succeeded at once are added to it. It stops before a claim that needs more, and after one
-        that came to something else. mark: see `Journal.marker`.
+        Until `done` has so many, or a millisecond has passed; those that succeeded at once are added to it.
+        It stops before a claim that needs more, and after one that came to something else. mark: see `Journal.marker`.
         """
-        function, timeout, max_age, queue, others = lane.function, lane.policy.timeout, lane.policy.max_age, lane.queue, lane.pool.waiting
-        sweeper, step, monotonic = self.sweeper, slot.step, self._monotonic
-        callers: dict[Trigger | None, Callable[..., Any]] = {}
-        if lane.plain and lane.forgets and not lane.filters and not ARMED:
-            callers = {trigger: binder.caller(function.handler) for trigger, binder in function.binders.items() if not binder.needs_context}
+        function, timeout, max_age, queue = lane.function, lane.policy.timeout, lane.policy.max_age, lane.queue
+        sweeper, step, monotonic, popleft, did = self.sweeper, slot.step, self._monotonic, lane.queue.popleft, done.append
+        if (callers := lane.callers) is None:
+            callers = lane.callers = _callers(lane)
 
         def sprint(count: int) -> Stop | None:
-            while queue and len(done) < count and not others:
-                claim = queue.popleft()
+            if not callers:
+                return popleft(), None, None
+            now = monotonic()
+            oldest = now - max_age  # what comes to be too old meanwhile has come to its turn
+            enough = now + timeout + _SPRINT
+            if now + timeout < sweeper.next:  # nor has any later one an earlier deadline
+                sweeper.schedule(now + timeout)
+            for _ in repeat(None, min(count - len(done), len(queue))):
+                claim = popleft()
                 found = claim.hint
-                now = monotonic()
-                if found is None or claim.key is not None or claim.attempts or now - claim.born > max_age:
+                if found is None or claim.attempts or claim.key is not None or claim.born < oldest:
                     return claim, None, None
-                call = callers.get(found[0])
-                if call is None:
-                    return claim, None, None
+                trigger, captures = found
                 mark(claim)
                 set_cause(claim)
-                claim.began = now
-                deadline = slot.deadline = now + timeout
-                if deadline < sweeper.next:
-                    sweeper.schedule(deadline)
+                claim.began = began = monotonic()
+                deadline = slot.deadline = began + timeout
                 try:
-                    coroutine = call(claim.event, found[1], None)
-                except (Exception, SystemExit) as error:
-                    slot.error = error
-                    return claim, found, self._ended(lane, function.binders[found[0]], slot)
+                    coroutine = callers[trigger](claim.event, captures)
+                except (Exception, SystemExit):
+                    return claim, None, None  # binding it in full says what is wrong with it
                 scope = copy_context()
                 waits_for = scope.run(step, coroutine)
                 if waits_for is not slot:
-                    slot.context, slot.waits_for = scope, waits_for
+                    slot.context, slot.waits_for, slot.began = scope, waits_for, began
                     lane.suspended()
                     return claim, found, None
                 if slot.error is not None or slot.overran:
-                    return claim, found, self._ended(lane, function.binders[found[0]], slot)
-                done.append(claim)
+                    slot.began = began
+                    return claim, found, self._ended(lane, function.binders[trigger], slot)
+                did(claim)
+                if deadline > enough:
+                    break
             return None
 
         return sprint
@@ -228,6 +235,8 @@ class Attempts:
         policy = lane.policy
         if not slot.request:
             slot.deadline = self._monotonic() + policy.max_age
+        elif lane.function.foreign:
+            slot.deadline += INIT  # other languages are not ready in a moment, and no time-out should have to be as long as that
 
         def started(init: float) -> None:
             slot.init = init
@@ -288,6 +297,16 @@ class Attempts:
         finally:
             if isinstance(chunks, Generator):
                 await self._threads.run(chunks.close, (), {})
+
+
+def _callers(lane: Lane) -> Callers:
+    """By trigger, what makes a handler's coroutine from an event, where that is all that an attempt needs."""
+    if not (lane.plain and lane.forgets) or lane.filters or ARMED:
+        return {}
+    binders = lane.function.binders
+    if any(isinstance(binder, BatchBinder) or binder.needs_context for binder in binders.values()):
+        return {}
+    return {trigger: binder.caller(lane.function.handler) for trigger, binder in binders.items() if isinstance(binder, Binder)}
 
 
 class _HasFailed(Exception):

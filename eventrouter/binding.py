@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import sys
 import types
@@ -20,6 +21,17 @@ from eventrouter.model import Context, Event, Trigger
 Captures = Mapping[str, str]
 Getter = Callable[[Event, Captures, "Context | None"], Any]
 _EMPTY = inspect.Parameter.empty
+_INLINE = "inline"  # of a Getter: an expression that gives the same of what is in order, and the value in it
+
+
+@functools.cache
+def _compiled(expression: str) -> types.CodeType:
+    return compile(expression, "<arguments>", "eval")
+
+
+def _with_inline(get: Getter, inline: str, value: object = None) -> Getter:
+    setattr(get, _INLINE, (inline, value))
+    return get
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,20 +77,20 @@ class Binder:
             return args, {}
         return args, {name: get(event, captures, context) for name, get in self._keywords.items()}
 
-    def caller(self, handler: Callable[..., Any]) -> Getter:
-        """What calls the handler with what `bind` gives, and is spared the tuples where there are few arguments."""
-        if not self._keywords and len(self._getters) == 1:
-            (only,) = self._getters
-            return lambda event, captures, context: handler(only(event, captures, context))
-        if not self._keywords and len(self._getters) == 2:
-            first, second = self._getters
-            return lambda event, captures, context: handler(first(event, captures, context), second(event, captures, context))
+    def caller(self, handler: Callable[..., Any]) -> Callable[[Event, Captures], Any]:
+        """What calls the handler with what `bind` gives; what is wrong with an event only `bind` says.
 
-        def call(event: Event, captures: Captures, context: Context | None) -> Any:
-            args, kwargs = self.bind(event, captures, context)
-            return handler(*args, **kwargs)
-
-        return call
+        It needs one frame, not one for each parameter besides: made from source, as dataclasses make their methods.
+        """
+        names: dict[str, Any] = {"handler": handler}
+        given = []
+        for parameter, get in (*((None, get) for get in self._getters), *self._keywords.items()):
+            inline, value = getattr(get, _INLINE, ("{}(event, captures, None)", get))
+            name = f"_{len(names)}"
+            names[name] = value
+            given.append((f"{parameter}=" if parameter else "") + inline.format(name))
+        code = _compiled(f"lambda event, captures: handler({', '.join(given)})")
+        return eval(code, names)  # type: ignore[no-any-return]  # noqa: S307 - of names of ours, and of parameters
 
     def check(self, event: Event, captures: Captures) -> None:
         """Raise InvalidPayload if `bind` would."""
@@ -205,7 +217,7 @@ class _Signature:
                 depends[p.name] = dependency
                 continue
             elif p.annotation is Event:
-                get = _event
+                get = _with_inline(_event, "event")
             elif p.annotation is Context:
                 get, needs_context = _context, True
             elif p.default is _EMPTY and payload is None:
@@ -308,7 +320,7 @@ def _capture(p: inspect.Parameter) -> Getter:
             def text(event: Event, captures: Captures, context: Context | None) -> Any:
                 return captures[name] if name in captures else _present(captures, name)
 
-            return text
+            return _with_inline(text, "captures[{}]", name)
         return lambda event, captures, context: captures.get(name, p.default)
 
     def get(event: Event, captures: Captures, context: Context | None) -> Any:
@@ -350,7 +362,7 @@ def _payload(p: inspect.Parameter, place: str) -> Getter:
     if annotation in (_EMPTY, Any, object):
         return lambda event, captures, context: _decode_any(event)
     if annotation is bytes:
-        return lambda event, captures, context: event.data
+        return _with_inline(lambda event, captures, context: event.data, "event.data")
     if annotation is str:
         return _text
     if get_origin(annotation) is Mapping:
@@ -379,7 +391,7 @@ def _payload(p: inspect.Parameter, place: str) -> Getter:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidPayload(f"$: not JSON: {error}") from None
 
-    return get
+    return _with_inline(get, "{}(event.data)", decode)
 
 
 def _mentions(annotation: Any, base: type) -> bool:

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from eventrouter.errors import ConfigError, explain, suggest
 from eventrouter.hookspecs import Plugin
+from eventrouter.network import Network, make_network
 
 FILE = "eventrouter.toml"
 _PREFIX = "EVENTROUTER_"
@@ -20,12 +21,13 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class AppConfig(msgspec.Struct, kw_only=True):
-    """`[app]`. modules: what `serve` collects when no APP is given. data: DIR. drain: seconds.
+    """`[app]`. modules: what `serve` collects when no APP is given; None: app.py, which need not be there if functions have no Python.
+    data: DIR. drain: seconds.
 
     concurrency: how many attempts and requests run at once in all.
     processes: how many environments of isolated functions there are at most; None: 4 per CPU."""
 
-    modules: tuple[str, ...] = ("app.py",)
+    modules: tuple[str, ...] | None = None
     data: str = ".eventrouter"
     drain: Annotated[float, Meta(ge=0)] = 30.0
     concurrency: Annotated[int, Meta(ge=1)] = 1000
@@ -70,14 +72,19 @@ class AuditConfig(msgspec.Struct, kw_only=True):
     segment: Annotated[int, Meta(ge=100)] = 50_000
 
 
+class _Networks(msgspec.Struct):
+    named: dict[str, Any] = msgspec.field(name="*", default_factory=dict)
+
+
 class Config(msgspec.Struct, kw_only=True):
-    """Everything configured. base: where relative paths start. plugins: each plugin's own section."""
+    """Everything configured. base: where relative paths start. networks: by their names. plugins: each plugin's own section."""
 
     app: AppConfig
     journal: JournalConfig
     metering: MeteringConfig
     audit: AuditConfig
     functions: dict[str, dict[str, Any]]
+    networks: dict[str, Network]
     plugins: dict[str, msgspec.Struct]
     base: Path
     file: Path | None
@@ -122,7 +129,7 @@ def load_config(
         found: Path | None = path
     else:
         path, found = Path(FILE), None
-    sections: dict[str, type[msgspec.Struct] | None] = {"functions": None, **_OWN}
+    sections: dict[str, type[msgspec.Struct] | None] = {"functions": None, "networks": _Networks, **_OWN}
     sections |= {name: plugin.config for name, plugin in plugins.items() if plugin.config is not None}
     for name, table in tables.items():
         if name not in sections:
@@ -142,9 +149,10 @@ def load_config(
     for name, table in functions.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: functions.{name} must be a table: [functions.{name}]")
+    networks = {name: make_network(name, table, f"{path}: [networks.{name}]") for name, table in values.pop("networks").named.items()}
     base = found.parent.resolve() if found else folder.resolve()
     own = {name: values.pop(name) for name in _OWN}
-    return Config(**own, functions=functions, plugins=values, base=base, file=found)
+    return Config(**own, functions=functions, networks=networks, plugins=values, base=base, file=found)
 
 
 def seconds(value: str | float, what: str) -> float:

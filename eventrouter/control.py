@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import inspect
 import io
 import logging
 import os
 import resource
+import secrets
 import socket
 import struct
 import sys
@@ -31,8 +33,8 @@ from eventrouter.functions import Function
 from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.model import Event, Failed, Succeeded, TimedOut, iso_time, new_id
 from eventrouter.replay import replay
-from eventrouter.runtimes.process import Report
-from eventrouter.runtimes.process import report as environment
+from eventrouter.runtimes.environments import Report
+from eventrouter.runtimes.environments import report as environment
 from eventrouter.usage import day_at, months_around, report
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def describe_function(function: Function) -> dict[str, Any]:
     policy = msgspec.to_builtins(function.policy)
     policy["backoff"] = str(function.policy.backoff)
     policy["isolation"] = function.isolation
+    policy["network"] = msgspec.to_builtins(function.network)
     del policy["name"], policy["tags"]
     policy["env"] = sorted(function.policy.env)  # values may be secret
     return {
@@ -135,7 +138,7 @@ class Operations:
         finally:
             environment.reset(token)
         milliseconds = (self._app.clock.monotonic() - began) * 1000
-        told = _report(request, milliseconds, isolated, self._app.config.metering.step)
+        told = _report(request, milliseconds, isolated, lane.function.policy.memory or 128, self._app.config.metering.step)
         answer: dict[str, Any] = {"status": "failed", "logs": logs.text(), "report": told}
         if isinstance(outcome, Succeeded):
             try:
@@ -272,7 +275,7 @@ def _jsonable(result: Any) -> Any:
     return plain
 
 
-def _report(request: str, milliseconds: float, isolated: Report, step: int) -> str:
+def _report(request: str, milliseconds: float, isolated: Report, memory: int, step: int) -> str:
     if isolated.init is not None:  # as Lambda bills it, that's not the handler's
         milliseconds = max(0, milliseconds - isolated.init * 1000)
     billed = -(-max(milliseconds, 1) // step) * step
@@ -280,7 +283,7 @@ def _report(request: str, milliseconds: float, isolated: Report, step: int) -> s
     init = f"Init Duration: {isolated.init * 1000:.2f} ms\t" if isolated.init is not None else ""
     return (
         f"REPORT RequestId: {request}\tDuration: {milliseconds:.2f} ms\tBilled Duration: {billed:.0f} ms\t"
-        f"Memory Size: 128 MB\tMax Memory Used: {peak} MB\t{init}"
+        f"Memory Size: {memory} MB\tMax Memory Used: {peak} MB\t{init}"
     )
 
 
@@ -429,11 +432,14 @@ class ControlServer:
 
     def __init__(self, operations: Operations, data: Path) -> None:
         self._operations = operations
+        self._data = data
         self._path = socket_path(data)
+        self._key = ""
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> None:
         self._path.unlink(missing_ok=True)  # a killed predecessor's; the folder's lock says there is no other
+        self._key = _make_key(self._data)
         mask = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_LIMIT)
@@ -458,6 +464,8 @@ class ControlServer:
                 log.warning("%s (uid %d) was refused at the control socket", who.name, who.uid, extra={"action": "control.refused"})
                 raise EventRouterError(f"this router is {Who.me().name}'s, and you are {who.name}; run the command as {Who.me().name}")
             asked = msgspec.json.decode(line, type=_Request)
+            if not hmac.compare_digest(asked.key.encode(), self._key.encode()):
+                raise EventRouterError("only who can read the data folder may ask the router that serves it")
             return {"result": await perform(self._operations, asked.command, asked.arguments, who)}
         except EventRouterError as error:
             return {"error": str(error), "usage": isinstance(error, ConfigError)}
@@ -478,6 +486,17 @@ def peer(connection: Any) -> Who:
 class _Request(msgspec.Struct):
     command: str
     arguments: dict[str, Any]
+    key: str = ""
+
+
+def _make_key(data: Path) -> str:
+    """Isolated functions may be of the router's user and find its socket; they don't see its data folder."""
+    path = data / "control.key"
+    path.unlink(missing_ok=True)
+    key = secrets.token_hex()
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(key)
+    return key
 
 
 def ask(data: Path, command: str, **arguments: Any) -> Any:
@@ -485,9 +504,10 @@ def ask(data: Path, command: str, **arguments: Any) -> Any:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(os.fspath(socket_path(data)))
+            key = (data / "control.key").read_text()
         except OSError:
             raise NotRunning(f"no router is running on {data}; start one with `eventrouter serve`") from None
-        connection.sendall(msgspec.json.encode(_Request(command, arguments)) + b"\n")
+        connection.sendall(msgspec.json.encode(_Request(command, arguments, key)) + b"\n")
         with connection.makefile("rb") as answers:
             line = answers.readline()
     if not line:

@@ -8,7 +8,9 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from math import inf
+from operator import attrgetter
 
 from eventrouter.accounts import Accounts, joined
 from eventrouter.attempts import Attempts, Bound, Stop, describe, outcomes_of, read_batch
@@ -53,9 +55,11 @@ _LANE = 8192  # ... and of one: more have left the processor's caches by the tim
 # seconds until a thread that wants the interpreter gets it; with Python's 5 ms the journal's waits until the loop has no more to do
 _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
-_TURN = 64  # events a worker may run before the loop gets its turn
+_TURN = 64  # events a worker may run before the loop gets its turn ...
+_QUICK = 256  # ... and of those that succeed at once, if all is quick
 _DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
 _TELL_EVERY = 60.0  # seconds between notices that a function is throttled
+_FUNCTION = attrgetter("function")
 _DONE = Done()
 _RELEASE = Release()
 
@@ -248,21 +252,18 @@ class Engine:
     async def _pump(self) -> None:
         """Sort claims into lanes as the journal hands them out."""
         while True:
-            lane, function = None, ""
-            for claim in await self.journal.claims():
-                if claim.function != function:
-                    function = claim.function
-                    lane = self.lanes.get(function) or self.intake.queues.get(function)
+            for name, group in groupby(await self.journal.claims(), _FUNCTION):
+                lane = self.lanes.get(name) or self.intake.queues.get(name)
+                claims = list(group)
                 if lane is None:
-                    self._settlement.give_up(None, claim, "NoSuchFunction", f"this app has no function named {claim.function!r}")
+                    for claim in claims:
+                        self._settlement.give_up(None, claim, "NoSuchFunction", f"this app has no function named {name!r}")
                 elif lane.pool.size == 0:
-                    self._settlement.give_up(lane, claim, "ConcurrencyZero", "its reserved concurrency is 0")
-                    self._credit(lane)
+                    for claim in claims:
+                        self._settlement.give_up(lane, claim, "ConcurrencyZero", "its reserved concurrency is 0")
+                        self._credit(lane)
                 else:
-                    if claim.key is None:
-                        lane.queue.append(claim)
-                    else:
-                        lane.push(claim)
+                    lane.push(claims)
                     if not lane.starting and not lane.waiting:
                         self._start_worker(lane)
 
@@ -330,18 +331,23 @@ class Engine:
         sprint, queue, others = self._attempts.sprinter(lane, slot, mark, done), lane.queue, 0
         try:
             while queue and self._may_go_on(lane, slot, others + len(done)):
-                stop = sprint(_TURN - others)
-                if stop is None and queue and others + len(done) < _TURN:  # somebody waits for this slot
-                    stop = queue.popleft(), None, None
+                # A slot that somebody waits for is handed on after one.
+                stop = sprint(_QUICK) if not lane.pool.waiting else (queue.popleft(), None, None)
                 if stop is not None:
                     others += len(done) + 1
                     lane.taken += 1
                     await self._see_to(lane, stop, slot, mark, done)
-                if others + len(done) >= _TURN:
+                if slot.keeper is None and (stop is None or not queue or others >= _TURN):
                     others = 0
                     slot.deadline = inf
                     self._finish(lane, done)
-                    await asyncio.sleep(0)  # handlers that never wait would starve everything else
+                    # Handlers that never wait would starve everything else. And the next may be on their way: a worker is dear.
+                    lingers = not queue and not lane.starting
+                    lane.starting = lane.starting or lingers
+                    try:
+                        await asyncio.sleep(0)
+                    finally:
+                        lane.starting = lane.starting and not lingers
         finally:
             slot.deadline = inf
             self._finish(lane, done)
@@ -350,10 +356,7 @@ class Engine:
     async def _see_to(self, lane: Lane, stop: Stop, slot: Slot, mark: Callable[[Claim], None], done: list[Claim]) -> None:
         """What did not go the usual way."""
         claim, found, outcome = stop
-        if found is not None:
-            slot.began = claim.began
-        if done:
-            self._finish(lane, done, slot.began)
+        self._finish(lane, done, slot.began)  # up to when this one began, if it has
         note: Note | None = None
         decision: Decision = _DONE
         if found is None and (found := self._ready(lane, claim)) is not None:
@@ -363,7 +366,6 @@ class Engine:
             outcome = self._start(lane, claim, found, slot)
         if found is not None:
             if outcome is None:
-                self._give_credit(lane)
                 outcome, note = await self._go_on(lane, claim, found, slot)
             crash_point("attempt.after")
             ledger = self.accounts.ended(lane.function.name, claim.event, claim.seq, slot, outcome)

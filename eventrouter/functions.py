@@ -20,6 +20,7 @@ from eventrouter.batches import Batch
 from eventrouter.binding import bind_triggers
 from eventrouter.errors import BadOption, ConfigError, explain, suggest
 from eventrouter.model import Event, Trigger, viewed
+from eventrouter.network import Network
 from eventrouter.paths import parse_path
 from eventrouter.patterns import Pattern, PatternError
 from eventrouter.patterns import compile as compile_pattern
@@ -31,6 +32,9 @@ _LIFE = "__eventrouter_life__"
 
 Isolation = Literal["inline", "thread", "process"]
 RecursiveLoop = Literal["terminate", "allow"]
+RUNTIMES = ("go", "java", "nodejs", "provided", "python")
+_FOREIGN = ("runtime", "handler", "code", "command")  # one of them in `[functions.NAME]` makes a function without Python
+Enforce = Literal["strict", "best-effort"]
 
 
 class Idempotent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +74,10 @@ class PolicyKeywords(TypedDict, total=False):
     idempotent: Idempotent
     isolation: Isolation
     min_environments: int
+    network: Network | str
+    memory: int
+    sandbox: bool
+    enforce: Enforce
     recursive_loop: RecursiveLoop
     env: Mapping[str, str]
     tags: Mapping[str, str]
@@ -90,9 +98,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
     isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
     min_environments: with isolation="process", how many environments are kept warm.
+    network: with isolation="process", the private network it runs in, or the name of one in the configuration; None: the host's.
+    memory: with isolation="process", MB that an environment has at most; its share of the CPU is proportional, 1769 MB = one core.
+    sandbox: with isolation="process", it can write nothing but a /tmp of its own.
+    enforce: whether a limit that this machine can't keep is an error at start, or, with "best-effort", a warning.
     recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
         dead letter of it.
     env: what `context.env` holds.
+    runtime, handler, code, command: for functions without Python, in the configuration alone: one of `RUNTIMES`; what it is to run;
+        the folder that is in; what speaks the Lambda Runtime API there, instead of what comes with the runtime.
     """
 
     name: str | None = None
@@ -111,9 +125,17 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     idempotent: Idempotent | None = None
     isolation: Isolation | None = None
     min_environments: Annotated[int, Meta(ge=0)] = 0
+    network: Network | str | None = None
+    memory: Annotated[int, Meta(ge=128, le=10240)] | None = None
+    sandbox: bool = False
+    enforce: Enforce = "strict"
     recursive_loop: RecursiveLoop = "terminate"
     env: dict[str, str] = {}
     tags: dict[str, str] = {}
+    runtime: str = "python"
+    handler: str | None = None
+    code: str | None = None
+    command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
 
 
 class _Mark(msgspec.Struct):
@@ -137,6 +159,8 @@ def on(*triggers: Trigger, **policy: Unpack[PolicyKeywords]) -> Callable[[F], F]
     for trigger in triggers:
         if not isinstance(trigger, Trigger):
             raise ConfigError(f"{place}: @on takes triggers such as cron(...), not {trigger!r}")
+    if foreign := [key for key in _FOREIGN if key in policy]:
+        raise ConfigError(f"{place}: {foreign[0]}= belongs into [functions.NAME] of the configuration; @on marks Python functions")
     make_policy(dict(policy), place)
 
     def mark(function: F) -> F:
@@ -194,19 +218,23 @@ class Function:
     place: `file:line` of the handler. binders: per trigger, how an event becomes arguments.
     ordered: whether its events have keys. where: the policy's, compiled.
     is_lambda: whether the handler is a plain `(event, context)` Lambda function.
+    network: the private network it runs in: the policy's, once an App has looked up the name.
     streams: whether the handler is an async generator, whose chunks are its answer.
+    foreign: whether it has no Python in it; `handler` then has but its signature, that of a Lambda function.
     """
 
     __slots__ = (
         "_idempotency",
         "_path",
         "binders",
+        "foreign",
         "handler",
         "is_async",
         "is_lambda",
         "isolation",
         "module",
         "name",
+        "network",
         "ordered",
         "place",
         "policy",
@@ -218,19 +246,24 @@ class Function:
     def __init__(self, handler: Callable[..., Any], triggers: Sequence[Trigger], policy: Policy) -> None:
         code = handler.__code__
         self.handler = handler
+        self.foreign = handler is _elsewhere
         self.name = policy.name or handler.__name__
-        self.module = handler.__module__
-        self.place = f"{code.co_filename}:{code.co_firstlineno}"
+        self.module = (policy.code or ".") if self.foreign else handler.__module__
+        self.place = f"[functions.{self.name}]" if self.foreign else f"{code.co_filename}:{code.co_firstlineno}"
         self.policy = policy
         self.triggers = tuple(triggers)
         self.streams = inspect.isasyncgenfunction(handler)
         self.is_async = self.streams or inspect.iscoroutinefunction(handler)
         self._check_yields()
-        self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "thread")
+        self.isolation: Isolation = policy.isolation or ("process" if self.foreign else "inline" if self.is_async else "thread")
+        if self.foreign and self.isolation != "process":
+            raise ConfigError(f"{self.place}: isolation={self.isolation!r}: what is no Python runs in a process; drop it")
         if self.is_async and self.isolation == "thread":
             raise ConfigError(f'{self.place}: {self.name} is async and runs on the event loop; drop isolation="thread"')
-        if policy.min_environments and self.isolation != "process":
-            raise ConfigError(f'{self.place}: {self.name}: min_environments= needs isolation="process"; add the one or drop the other')
+        for keyword in ("min_environments", "memory", "sandbox", "network"):
+            if getattr(policy, keyword) and self.isolation != "process":
+                raise ConfigError(f'{self.place}: {self.name}: {keyword}= needs isolation="process"; add the one or drop the other')
+        self.network = policy.network if isinstance(policy.network, Network) else None
         if re.match(r"\w*:", self.name):
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
         self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
@@ -361,6 +394,8 @@ def collect(
         override = dict(overrides.get(name, {}))
         triggers = [*mark.triggers, *override.pop("on", ())]
         place = f"[functions.{name}]" if override else mark.place
+        if foreign := [key for key in _FOREIGN if key in override]:
+            raise ConfigError(f"{place} {foreign[0]}: {name} is a Python function, at {mark.place}; drop it, or rename one of the two")
         policy = make_policy({**mark.policy, **override}, place)
         if "where" in override:
             _read_where(policy, f"[functions.{name}] where")
@@ -369,10 +404,34 @@ def collect(
         if twin:
             raise ConfigError(f"two functions are named {name!r}: {twin.place} and {function.place}; give one a name=")
         found.functions[name] = function
-    for name in overrides:
+    for name, table in overrides.items():
         if name not in found.functions:
-            raise ConfigError(f"[functions.{name}]: no such function{suggest(name, found.functions)}")
+            if not is_foreign(table):
+                raise ConfigError(f"[functions.{name}]: no such function{suggest(name, found.functions)}")
+            found.functions[name] = _foreign(name, dict(table))
     return found
+
+
+def is_foreign(table: Mapping[str, Any]) -> bool:
+    """Whether a table of the configuration, of none of the Python functions, makes a function without Python."""
+    return any(key in table for key in _FOREIGN)
+
+
+def _foreign(name: str, table: dict[str, Any]) -> Function:
+    """A function without Python, of a table of the configuration."""
+    place = f"[functions.{name}]"
+    if "name" in table:
+        raise ConfigError(f"{place} name: the table's own name is the function's; rename that")
+    triggers = table.pop("on", ())
+    policy = make_policy({**table, "name": name}, place)
+    if policy.runtime not in RUNTIMES:
+        more = "; the version is that of what is installed, and with `provided` any command will do"
+        raise ConfigError(f"{place} runtime={policy.runtime!r}: there is none of that name{suggest(policy.runtime, RUNTIMES)}{more}")
+    return Function(_elsewhere, triggers, policy)
+
+
+def _elsewhere(event: Any, context: Any) -> Any:
+    raise NotImplementedError("it is no Python; its environment runs its program")
 
 
 class UserImportError(ConfigError):

@@ -61,6 +61,7 @@ class Intake:
         self._opened = opened
         self._indexes: dict[str, Index[tuple[Lane, Trigger]]] = {}
         self._plans: dict[str, dict[str, Plan]] = {}
+        self._sure: dict[str, dict[str, Plan]] = {}  # those where nobody asks for more than the subject
         for lane in lanes.values():
             for trigger in lane.function.triggers:
                 if not looks_into_events(lane, trigger):
@@ -71,30 +72,37 @@ class Intake:
         """Journal each event once for every function that wants it; see `Router.deliver`."""
         claims: list[Claim] = []
         now = self._clock.time()
-        lineage = None if cause.get() is None else self.lineage()  # the usual case needs no call
-        source, plans = "", _NO_PLANS
+        if cause.get() is not None and (lineage := self.lineage()) is not None:
+            for event in events:
+                inherit(event, lineage)
+        source, sure = "", _NO_PLANS
         for event in events:
             if event.time is None:
                 event.time = now
-            if lineage is not None:
-                inherit(event, lineage)
             if event.source != source:
                 source = event.source
-                plans = self._plans.get(source, _NO_PLANS)
-            plan = plans.get(event.subject)
-            before = len(claims)
-            if plan is not None and lineage is None and ATTRIBUTE not in event.attributes:
-                for name, hint, accepts in plan:
-                    if accepts is None or accepts(event):
-                        claims.append(Claim(name, event, hint))
-            else:
-                self._add(event, claims)
-            if len(claims) == before:
-                self.unmatched += 1
-                log.debug("no function wants %r", event, extra={"action": "event.unmatched"})
+                sure = self._sure.get(source, _NO_PLANS)
+            found = sure.get(event.subject)
+            if found is None or ((attributes := event.attributes) is not NOTHING and ATTRIBUTE in attributes):
+                self._add_wanted(event, claims)
+                continue
+            for name, hint, _ in found:
+                claims.append(Claim(name, event, hint))
         if len(claims) > len(events):
             claims.sort(key=_FUNCTION)  # of each function one after another, in the order in which they came: they are written together
         return self._accept(claims)
+
+    def _add_wanted(self, event: Event, claims: list[Claim]) -> None:
+        """As `_add`, and count it if there is none."""
+        before = len(claims)
+        plan = self._plans.get(event.source, _NO_PLANS).get(event.subject)
+        if plan is None or ATTRIBUTE in event.attributes:
+            self._add(event, claims)
+        else:
+            claims += [Claim(name, event, hint) for name, hint, accepts in plan if accepts is None or accepts(event)]
+        if len(claims) == before:
+            self.unmatched += 1
+            log.debug("no function wants %r", event, extra={"action": "event.unmatched"})
 
     def _plan(self, source: str, subject: str, found: Sequence[tuple[Lane, Trigger]]) -> None:
         """Keep who gets events of this subject, if that depends on nothing else."""
@@ -111,10 +119,13 @@ class Intake:
             plan.setdefault(lane.name, (lane.name, (trigger, captures), accepts))
         if not plan:
             return
-        plans = self._plans.setdefault(source, {})
-        if len(plans) >= _PLANS:
-            plans.clear()  # bounded: subjects come from outside
+        plans, sure = self._plans.setdefault(source, {}), self._sure.setdefault(source, {})
+        if len(plans) >= _PLANS:  # bounded: subjects come from outside
+            plans.clear()
+            sure.clear()
         plans[subject] = tuple(plan.values())
+        if all(accepts is None for _, _, accepts in plans[subject]):
+            sure[subject] = plans[subject]
 
     def _add(self, event: Event, entries: list[Claim]) -> None:
         """Add an entry for each that wants the event."""

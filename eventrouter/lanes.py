@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
 
 from eventrouter.clock import Timer
 from eventrouter.functions import Function, Policy
 from eventrouter.journal.protocol import Claim
 from eventrouter.limits import Pool
-from eventrouter.model import Trigger
+from eventrouter.model import Event, Trigger
 
 Found = tuple[Trigger | None, Mapping[str, str]]  # which of a function's triggers an event is for, and what that captured
+Callers = Mapping[Trigger | None, Callable[[Event, Mapping[str, str]], Coroutine[Any, Any, Any]]]
+_KEY = attrgetter("key")
 _BATCH_BYTES = 6 * 1024 * 1024  # of one batch's events together, as in Lambda
 
 
@@ -29,6 +33,7 @@ class Lane:
 
     filters: whether not all that comes to a queue's lane is for its function.
     plain: the handler's coroutine is all there is to an attempt. forgets: what it returns is of no use to anybody who doesn't wait for it.
+    callers: what calls the handler for events of each trigger, where that is all there is to it; None: not made yet.
     window: how many claims it may hold. triggers: that its events may be for; trigger: of a queue's lane, the one.
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
     told: when there was a notice of its throttles, untold: how many there had been.
@@ -42,6 +47,7 @@ class Lane:
         "_chains",
         "accepted",
         "active",
+        "callers",
         "came",
         "dead",
         "expiry",
@@ -81,6 +87,7 @@ class Lane:
         self.trigger = trigger
         self.triggers = function.triggers if trigger is None else (trigger,)
         self.filters = trigger is not None and (function.where is not None or trigger.content_pattern is not None)
+        self.callers: Callers | None = None
         self.plain = function.isolation == "inline" and function.is_async and not function.streams and not function.binders[None].depends
         self.forgets = policy.on_success is None and policy.idempotent is None and policy.batch is None
         self.taken = 0
@@ -113,16 +120,20 @@ class Lane:
     def count(self) -> int:
         return len(self.queue) + self._chained
 
-    def push(self, claim: Claim) -> None:
-        key = claim.key
-        if key is None:
-            self.queue.append(claim)
-        elif (chain := self._chains.get(key)) is None:
-            self._chains[key] = deque()
-            self.queue.append(claim)
-        else:
-            chain.append(claim)
-            self._chained += 1
+    def push(self, claims: Sequence[Claim]) -> None:
+        keys = [*map(_KEY, claims)]
+        if keys.count(None) == len(keys):  # the usual case
+            self.queue.extend(claims)
+            return
+        for key, claim in zip(keys, claims, strict=True):
+            if key is None:
+                self.queue.append(claim)
+            elif (chain := self._chains.get(key)) is None:
+                self._chains[key] = deque()
+                self.queue.append(claim)
+            else:
+                chain.append(claim)
+                self._chained += 1
 
     def pop_batch(self, size: int) -> list[Claim]:
         """As many as there are, up to size and 6 MB; of one key several, in their order."""

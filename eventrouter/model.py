@@ -299,7 +299,6 @@ class Context:
     __slots__ = ("_deadline", "_monotonic", "attempt", "aws_request_id", "env", "function_name")
 
     function_version = "$LATEST"
-    memory_limit_in_mb = "128"
     identity = None
     client_context = None
 
@@ -318,6 +317,10 @@ class Context:
         self.attempt = attempt
         self._deadline = deadline
         self._monotonic = monotonic
+
+    @property
+    def memory_limit_in_mb(self) -> str:
+        return os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
 
     @property
     def invoked_function_arn(self) -> str:

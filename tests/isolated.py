@@ -114,7 +114,7 @@ def kills_itself(payload: Any) -> None:
 
 @on(isolation="process")
 def writes_to_the_line(payload: Any) -> None:
-    for number in range(3, 10):
+    for number in range(3, 30):
         try:
             os.write(number, b"\0\0\0\1\xc1")
         except OSError:

@@ -18,7 +18,7 @@ FLOORS = {
     "patterns": 0.5,
     "model": 1, "crashpoints": 1,
     "retry": 2, "limits": 2, "routing": 2, "hookspecs": 2, "journal": 2, "wildcards": 2, "paths": 2, "batches": 2,
-    "destinations": 2, "notices": 2,
+    "destinations": 2, "notices": 2, "network": 2,
     "binding": 3, "idempotency": 3, "lineage": 3, "audit": 3,
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,
     "sources": 5, "lanes": 5, "runtimes": 5, "contents": 5.5,

@@ -25,7 +25,7 @@ def local_of(config: Config) -> LocalConfig:
 
 def test_defaults_without_a_file(tmp_path: Path) -> None:
     config = load_config(PLUGINS, folder=tmp_path)
-    assert (config.app.drain, config.app.concurrency, config.app.modules) == (30, 1000, ("app.py",))
+    assert (config.app.drain, config.app.concurrency, config.app.modules) == (30, 1000, None)
     assert (config.journal.url, config.file, config.data) == ("sqlite", None, tmp_path / ".eventrouter")
     assert local_of(config).port == 1
 

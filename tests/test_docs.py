@@ -8,16 +8,18 @@ import shlex
 import socket
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
-from eventrouter import App
+from eventrouter import App, Event
 from eventrouter.cli import cli
 from eventrouter.config import load_config
 from eventrouter.crashpoints import POINTS
 from eventrouter.functions import Policy
 from eventrouter.plugins import Plugins, load_plugins
+from eventrouter.runtimes.netns import mechanism
 from served import Place
 from servers import free_port
 from support import until
@@ -54,6 +56,8 @@ def test_python(text: str, tmp_path: Path) -> None:
     file = write(tmp_path, text)
     if "eventrouter_plugin" in text:
         return  # it has a test of its own
+    if "network=" in text and not mechanism()[0]:
+        pytest.skip(mechanism()[1])
     (tmp_path / "eventrouter.toml").write_text(settings_below(text))
     app = App(str(file), folder=tmp_path)
     marked = re.findall(r"^@on\(.*?^(?:async )?def (\w+)", text, re.MULTILINE | re.DOTALL)
@@ -87,6 +91,25 @@ def test_commands(text: str) -> None:
                 assert found is not None, line
                 group, at = found, at + 1
             group.make_context(group.name, words[at:])  # raises UsageError for what it does not know
+
+
+async def test_functions_of_other_languages(tmp_path: Path) -> None:
+    page = ROOT / "docs/languages.md"
+    (tmp_path / "eventrouter.toml").write_text(code(page, "toml")[0] + "[http]\nport = 0\n")
+    for text in (*code(page, "js"), *code(page, "java"), *code(page, "bash")):
+        name, _, rest = text.partition("\n")
+        file = tmp_path / name.split(" ", 1)[1]
+        file.parent.mkdir(parents=True)
+        file.write_text(rest)
+        file.chmod(0o755)
+    async with App(folder=tmp_path) as app:
+
+        async def call(name: str, payload: bytes) -> Any:
+            return (await app.run_now(name, Event("invoke", "lambda.invoke", name, payload), {})).result  # type: ignore[union-attr]
+
+        assert await call("greet", b"{}") == {"statusCode": 200, "body": "Hello, world!"}
+        assert (await call("count", b'{"a": 1, "b": 2}'))["keys"] == 2
+        assert await call("shout", b'{"a": "hey"}') == {"A": "HEY"}
 
 
 def test_links() -> None:

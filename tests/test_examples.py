@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -214,3 +215,19 @@ def test_importing_an_example_starts_nothing(example: Path) -> None:
     code = "import runpy, sys, threading; runpy.run_path(sys.argv[1]); assert threading.active_count() == 1"
     done = subprocess.run([sys.executable, "-c", code, str(example)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_other_languages(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES / "languages", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("buckets", ".eventrouter"))
+    with Place(tmp_path) as place:
+        listed = place.run("list")
+        assert re.search(r"measure +s3 texts.* +nodejs index.handler ", listed)
+        assert re.search(r"runtime +provided\n.*code +functions/upper\n", place.run("show", "upper"))
+        (policy,) = [each["policy"] for each in json.loads(place.run("list", "--json")) if each["name"] == "measure"]
+        assert (policy["runtime"], policy["handler"], policy["code"], policy["command"]) == (
+            "nodejs", "index.handler", "functions/measure", None,
+        )  # fmt: skip
+        assert "2 functions of functions/measure, functions/upper" in place.serve("--port", "0")
+        (tmp_path / "buckets/texts/may day.md").write_text("one two\nthree\n")
+        place.says("may day.md: 3 words")
+        assert place.curl("/upper", "-H", "content-type: text/plain", "-d", "hello") == "HELLO"

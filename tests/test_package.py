@@ -49,6 +49,7 @@ def test_the_wheel_has_every_package_and_nothing_else(wheel: Path) -> None:
         str(path.relative_to(ROOT)).removeprefix("plugins/") for top in ("eventrouter", "plugins") for path in (ROOT / top).rglob("*.py")
     }
     assert modules <= set(names)
+    assert {f"eventrouter/runtimes/bootstraps/{file}" for file in ("node.cjs", "Bootstrap.java")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -9,10 +9,10 @@ import eventrouter
 PUBLIC = {
     "App", "Batch", "Binding", "Clock", "Context", "Depends", "Endpoint", "Event", "EventRouterError", "Failed", "Finding", "Health",
     "HttpRequest",
-    "Idempotent", "Interrupted", "Message", "Notice", "Outcome", "Part", "PartialFailure", "Plugin", "Queue",
+    "Idempotent", "Interrupted", "Message", "Network", "Notice", "Outcome", "Part", "PartialFailure", "Plugin", "Queue",
     "QueueDepth", "Received", "Reject", "Response",
     "Retry", "Router", "Source", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
-    "call_from_thread", "delays", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "new_id",
+    "call_from_thread", "delays", "egress", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "new_id",
     "on", "on_start", "on_stop",
     "seconds",
 }  # fmt: skip

@@ -7,14 +7,19 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import click
 import msgspec
 
-from eventrouter.app import lock
+from eventrouter.app import App, lock
 from eventrouter.cli.common import Place, app_option, dump, json_option, place_options
 from eventrouter.errors import EventRouterError, NotRunning
 from eventrouter.hookspecs import Finding
+from eventrouter.runtimes.cgroups import CORE, FEW, PROCESSES
+from eventrouter.runtimes.confine import AS_SERVICE, FILES, PROCESS, Confinement, Means, confinement, lacking, look
+from eventrouter.runtimes.kernel import LINUX, SCOPES_SINCE
+from eventrouter.runtimes.netns import mechanism
 
 _MARKS = {"ok": "ok      ", "note": "note    ", "problem": "PROBLEM "}
 
@@ -29,13 +34,14 @@ def doctor_command(salvages: bool, as_json: bool, apps: tuple[str, ...], config:
     if salvages:
         _salvage(Place(config, data, apps), as_json)
         return 0
-    findings: list[Finding] = list(_machine())
+    means = look(Path(sys.prefix), Path(sys.base_prefix), Path())
+    findings: list[Finding] = [*_machine(), *_isolation(means)]
     try:
         place = Place(config, data, apps)
     except EventRouterError as error:
         findings.append(Finding("problem", str(error)))
     else:
-        findings += _configured(place)
+        findings += _configured(place, means)
     if as_json:
         click.echo(dump(findings))
     else:
@@ -81,12 +87,68 @@ def _machine() -> Iterator[Finding]:
         "`def` handlers run in threads: their time-out answers the caller and takes up an attempt, but can't stop the code; "
         "it keeps its concurrency until it ends. `async def` handlers are cancelled",
     )
-    yield Finding("note", "memory, CPU, file and network limits are not enforced by this version")
-    if sys.platform == "darwin":
-        yield Finding("note", "macOS is for development: its kernel can not hold functions to limits of memory, CPU, files, network")
+    enforced, words = mechanism()
+    yield Finding("ok" if enforced else "note", words)
 
 
-def _configured(place: Place) -> Iterator[Finding]:
+def _isolation(means: Means) -> Iterator[Finding]:
+    """By which mechanism each limit of isolated functions is kept here."""
+    if not LINUX:
+        system = platform.system().replace("Darwin", "macOS")
+        yield Finding("note", f"{system} is for development: its kernel can not hold functions to limits of memory, CPU, files, network")
+        return
+    groups = {name: f"cgroup v{version}" for name, version in means.groups.items()}
+    without = f"no cgroup: {means.without}; {AS_SERVICE}"
+    if "memory" in groups:
+        yield Finding("ok", f"memory=: {groups['memory']}; the peak of each environment is measured there")
+    else:
+        yield Finding(
+            "note", f"memory=: what processes have is looked at 20 times a second (RLIMIT_DATA bounds what comes between); {without}"
+        )
+    if "cpu" in groups:
+        yield Finding("ok", f"CPU: {groups['cpu']}; memory= comes with its share, {CORE} MB = one core")
+    else:
+        yield Finding("note", f'CPU: memory= is refused unless enforce is "best-effort", as its share can\'t be enforced; {without}')
+    if "pids" in groups:
+        yield Finding("ok", f"processes: {groups['pids']}; {PROCESSES} of each environment")
+    else:
+        yield Finding("note", f"processes: {FEW} more of the router's user than at its start, by RLIMIT_NPROC; {without}")
+    yield Finding("ok", f"files: {FILES} open at once in each process, by RLIMIT_NOFILE")
+    if means.mounts:
+        yield Finding("ok", f"data folder: out of isolated functions' sight, by a mount namespace ({means.mounts})")
+    elif means.landlock:
+        yield Finding("ok", "data folder: closed to isolated functions by Landlock; they can make no files in the folders that lead to it")
+    if means.landlock >= SCOPES_SINCE:
+        yield Finding("ok", f"other processes: out of isolated functions' reach, signals included, by Landlock (version {means.landlock})")
+    elif means.landlock:
+        yield Finding(
+            "note", "other processes: isolated functions can't look into them (Landlock), but send signals; that takes Linux 6.12"
+        )
+    else:
+        yield Finding(
+            "note", "other processes: isolated functions can send signals to those of the router's user; this kernel has no Landlock"
+        )
+    if means.seccomp:
+        yield Finding("ok", "calls: what changes other processes is refused by seccomp; in a sandbox ptrace, mount, bpf and the like, too")
+    else:
+        yield Finding("note", "calls: none are refused, as the kernel has no seccomp, or its architecture isn't known")
+    missing = next((f"{what}; {remedy}" for option, what, remedy in lacking(means, Confinement(sandbox=True)) if option != PROCESS), None)
+    if missing is None:
+        how = "read-only mounts, a /tmp of 512 MB" if means.mounts else "Landlock, a /tmp of its own without a quota"
+        yield Finding("ok", f"sandbox=True: {how}, " + ("a user id of its own" if means.uids else "the router's user id"))
+    else:
+        yield Finding("note", f"sandbox=True is refused: {missing}")
+
+
+def _kept(app: App, means: Means) -> Iterator[Finding]:
+    for function in app.functions.values():
+        if function.isolation == "process":
+            for option, missing, remedy in lacking(means, confinement(function)):
+                level: Literal["note", "problem"] = "problem" if function.policy.enforce == "strict" else "note"
+                yield Finding(level, f"{function.name}: {option}: {missing}; {remedy}")
+
+
+def _configured(place: Place, means: Means) -> Iterator[Finding]:
     for name, plugin in place.plugins.by_name.items():
         yield Finding("ok", f"plugin {name} {place.plugins.versions.get(name, '')}".rstrip())
         if plugin.doctor is not None:
@@ -95,6 +157,7 @@ def _configured(place: Place) -> Iterator[Finding]:
     try:
         app = place.app()
         yield Finding("ok", f"{len(app.functions)} functions: {', '.join(app.functions)}")
+        yield from _kept(app, means)
     except EventRouterError as error:
         yield Finding("problem", str(error))
     try:

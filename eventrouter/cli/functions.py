@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 from eventrouter.cli.common import Place, app_option, columns, dump, json_option, pair, place_options
 from eventrouter.control import describe_function
 from eventrouter.errors import ConfigError, NotRunning, suggest
+from eventrouter.network import Network
 
 
 def _functions(place: Place) -> list[dict[str, Any]]:
@@ -40,7 +42,9 @@ def list_command(tags: tuple[str, ...], as_json: bool, apps: tuple[str, ...], co
         for f in found:
             for place, trigger in enumerate(f["triggers"] or ["(none)"]):
                 policy, labels = f["policy"], " ".join(f"{k}={v}" for k, v in f["tags"].items())
-                row = (f["name"], trigger, policy["isolation"], f"{policy['timeout']:g} s", str(policy["retries"]), labels)
+                foreign = policy["runtime"] != "python" or policy["handler"] or policy["command"]
+                runs = " ".join(filter(None, (policy["runtime"], policy["handler"]))) if foreign else policy["isolation"]
+                row = (f["name"], trigger, runs, f"{policy['timeout']:g} s", str(policy["retries"]), labels)
                 rows.append(row if place == 0 else ("", trigger, "", "", "", ""))
         click.echo(columns(rows))
 
@@ -65,13 +69,22 @@ def show_command(function: str, as_json: bool, apps: tuple[str, ...], config: Pa
     rows = [("started by", trigger) for trigger in it["triggers"]] or [("started by", "invoke alone")]
     units = {"timeout": " s", "max_age": " s"}
     for key, value in it["policy"].items():
-        if key != "description" and value not in (None, {}, []):
+        if key == "network" and value is not None:
+            rows += _network(value)
+        elif key != "description" and value not in (None, {}, []):
             shown = " ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
             if isinstance(value, dict):
                 shown = msgspec.json.encode(value).decode()
             rows.append((key, shown + units.get(key, "")))
     rows += [(f"tag {k}", v) for k, v in it["tags"].items()]
     click.echo(columns([(f"  {key}", value) for key, value in rows]))
+
+
+def _network(described: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    network = msgspec.convert(described, Network)
+    yield "network", f"{network.name}: {', '.join(network.subnets)}{' and the outside' if network.nat else ''}"
+    for rule in network.reachable() or ("nothing",):
+        yield "  reaches", str(rule)
 
 
 @click.command("invoke")

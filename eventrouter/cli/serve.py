@@ -112,7 +112,8 @@ async def _say_ready(app: App) -> None:
 
 
 def _print_functions(app: App) -> None:
-    names = ", ".join(Path(module.__file__).name if module.__file__ else module.__name__ for module in app.modules)
+    files = [Path(module.__file__).name if module.__file__ else module.__name__ for module in app.modules]
+    names = ", ".join(dict.fromkeys([*files, *(function.module for function in app.functions.values() if function.foreign)]))
     count = len(app.functions)
     click.echo(f"eventrouter: {count} function{'s' if count > 1 else ''} of {names}")
     rows = [(f"  {f.name}", "; ".join(map(str, f.triggers)) or "invoke alone") for f in app.functions.values()]

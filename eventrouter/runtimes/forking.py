@@ -17,6 +17,7 @@ import msgspec
 
 from eventrouter.functions import Function
 from eventrouter.model import REGION, new_id
+from eventrouter.runtimes import cgroups, kernel
 from eventrouter.runtimes.frames import Frames, Order, Recipe, Told, frame
 
 GRACE: Final = 1.0  # seconds between SIGTERM and SIGKILL; they are the machine's, whatever the router's clock says
@@ -34,6 +35,10 @@ class Template:
         self._died = died
         self._lost = lost
         self._frames = Frames()
+        self._groups = ""
+        self.notes: list[str] = []  # which limits are not kept
+        if kernel.LINUX and not kernel.landlock():
+            kernel.prctl(kernel.DUMPABLE, 0)  # or functions could look into this process
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
         names = [name for name in os.environ if name in _KEPT_VARIABLES or name.startswith("LC_")]
@@ -56,10 +61,16 @@ class Template:
             while chunk := await loop.sock_recv(self._control, _CHUNK):
                 for data in self._frames.feed(chunk):
                     loop.add_reader(self._control, self._readable)
-                    return _told(data).fault
+                    told = _told(data)
+                    self.notes, self._groups = told.notes, told.groups
+                    return told.fault
         code = await asyncio.to_thread(self._process.wait)
         _, message = cause_of_death(-code if code < 0 else code << 8)
         return f"the process that imports it ended: {message}"
+
+    def peak(self, number: int) -> int | None:
+        """MB that an environment, with what it started, has had at most; None: nobody counts."""
+        return cgroups.peak(self._groups, number) if self._groups else None
 
     def order(self, order: Order, *descriptors: int) -> None:
         try:
@@ -98,7 +109,7 @@ class Template:
 def lambda_variables(function: Function, folder: Path) -> dict[str, str]:
     return {
         "AWS_DEFAULT_REGION": REGION,
-        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "128",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.policy.memory or 128),
         "AWS_LAMBDA_FUNCTION_NAME": function.name,
         "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
         "AWS_LAMBDA_INITIALIZATION_TYPE": "provisioned-concurrency" if function.policy.min_environments else "on-demand",
@@ -110,17 +121,8 @@ def lambda_variables(function: Function, folder: Path) -> dict[str, str]:
     }
 
 
-def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory; 0 where it doesn't say."""
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
-
-
 def cause_of_death(status: int, *, out_of_memory: bool = False) -> tuple[str, str]:
-    """Lambda's error type and words for a process that ended with this wait status. out_of_memory: the kernel has killed for that."""
+    """Lambda's error type and words for a process that ended with this wait status. out_of_memory: it was killed for that."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         kind = "Runtime.OutOfMemory" if number == signal.SIGKILL and out_of_memory else "Runtime.ExitError"

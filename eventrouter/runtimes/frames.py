@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from eventrouter.model import Failed
+from eventrouter.runtimes.confine import Confinement
 
 _HEAD: Final = 4  # bytes of a frame's length
 _CHUNK: Final = 256 * 1024
@@ -18,34 +19,47 @@ class Recipe(msgspec.Struct, array_like=True):
 
     modules: (as the app names it, the folder that it is relative to). path: where Python looks for modules.
     overrides: `[functions.NAME]` tables without what is none of an environment's business.
+    hidden: files and folders that none of it is to see, the first of them the data folder. key: see `Shelter`.
     """
 
     modules: list[tuple[str, str]]
     path: list[str]
     overrides: dict[str, dict[str, Any]]
+    hidden: list[str] = []
+    key: str = ""
 
 
 class Order(msgspec.Struct, array_like=True):
-    """To the template. signal: for the environment of that number; None: fork it, from the descriptors that come along."""
+    """To the template. signal: for the environment of that number; None: fork it, from the descriptors that come along, and confine it."""
 
     number: int
     signal: int | None = None
+    confinement: Confinement | None = None
 
 
 class Told(msgspec.Struct, array_like=True):
-    """From the template: environment `number` ended with that wait status. Number 0: the app is loaded, or `fault` says why not."""
+    """From the template: environment `number` ended with that wait status, out_of_memory: killed for that.
+
+    Number 0: the app is loaded, or `fault` says why not. notes: which limits are not kept. groups: see `cgroups.peak`.
+    """
 
     number: int
     status: int = 0
     fault: str = ""
+    out_of_memory: bool = False
+    notes: list[str] = []
+    groups: str = ""
 
 
 class Setup(msgspec.Struct, array_like=True):
-    """To an environment, first. variables: its `os.environ`, besides what the template has; env: what `context.env` holds."""
+    """To an environment, first. variables: its `os.environ`, besides what the template has; env: what `context.env` holds.
+
+    network: what `netns.enter` takes; empty: the host's."""
 
     function: str
     variables: dict[str, str]
     env: dict[str, str]
+    network: str = ""
 
 
 class Job(msgspec.Struct, array_like=True):

@@ -8,23 +8,21 @@ import logging
 import os
 import signal
 import socket
-import sys
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from eventrouter.batches import PartialFailure
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import ConfigError
 from eventrouter.functions import Function
-from eventrouter.model import Failed, Response
-from eventrouter.runtimes.forking import GRACE, Template, cause_of_death, lambda_variables, oom_kills
-from eventrouter.runtimes.frames import Answer, Frames, Job, Order, Recipe, Setup, Told, frame
+from eventrouter.model import Failed
+from eventrouter.runtimes.environments import Call, Crew, Environment, NoEnvironment, outcome, report
+from eventrouter.runtimes.forking import GRACE, Template, cause_of_death
+from eventrouter.runtimes.frames import Answer, Job, Order, Recipe, Told, frame
+from eventrouter.runtimes.netns import Namespaces
 
 log = logging.getLogger("eventrouter")
 
@@ -36,89 +34,6 @@ _CPUS: Final = os.cpu_count() or 1
 _answer = msgspec.msgpack.Decoder(Answer).decode
 
 
-class NoEnvironment(asyncio.CancelledError):
-    """The wait for an environment was given up; the handler has not begun."""
-
-
-class Report(msgspec.Struct):
-    """What is known of an invocation's environment. init: seconds that a cold start took. peak: its memory at most, MB."""
-
-    init: float | None = None
-    peak: int | None = None
-
-
-report: ContextVar[Report | None] = ContextVar("eventrouter_report", default=None)  # set it to have it filled in
-
-
-class _Call:
-    __slots__ = ("context", "done", "environment", "id", "job", "number", "started")
-
-    def __init__(self, number: int, job: Job, started: Callable[[float], None]) -> None:
-        self.number = number  # in the order in which they came
-        self.id = job.id
-        self.started = started
-        self.context = contextvars.copy_context()  # so that what it prints comes where its invocation's output goes
-        self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.environment: _Environment | None = None
-        job.report = self.context.get(report) is not None
-        self.job = job
-
-    def end(self, answer: Answer) -> None:
-        if not self.done.done():
-            self.done.set_result(answer)
-
-
-class _Crew:
-    """The environments of one function. idle: the one used last at the end. count: all that live, starting: of which not ready.
-
-    queue: calls that wait. quick: whether the last one was, and printed nothing.
-    """
-
-    def __init__(self, function: Function, folder: Path) -> None:
-        self.name = function.name
-        self.minimum = function.policy.min_environments
-        env = function.policy.env
-        self.setup = frame(Setup(function.name, {**lambda_variables(function, folder), **env}, env))
-        self.idle: list[_Environment] = []
-        self.queue: deque[_Call] = deque()
-        self.count = self.starting = 0
-        self.quick = False
-
-
-class _Environment:
-    """jobs: where they are sent. tokens: where a byte is sent for each that may be begun; unread: the other end, to take them back.
-
-    answers: where those come from. output: what it prints. call: what it runs. ahead: what it has been sent besides. slow: it gets none
-    while it runs that. since: when it began it, or became idle. prints: since the last answer. ending: it gets no more at all.
-    """
-
-    __slots__ = (
-        "ahead", "answers", "began", "call", "crew", "ending", "frames", "gone", "init", "jobs", "number", "output", "prints", "ready",
-        "rest", "sent", "since", "slow", "tokens", "unread",
-    )  # fmt: skip
-
-    def __init__(
-        self, crew: _Crew, number: int, jobs: socket.socket, tokens: tuple[socket.socket, socket.socket], answers: int, output: int,
-        began: float,
-    ) -> None:  # fmt: skip
-        self.crew = crew
-        self.number = number
-        self.jobs = jobs
-        self.tokens, self.unread = tokens
-        self.sent = 0
-        self.answers = answers
-        self.output = output
-        self.began = began
-        self.init: float | None = None  # until it is told with the first invocation
-        self.ready = self.ending = self.slow = self.prints = False
-        self.since = 0.0
-        self.call: _Call | None = None
-        self.ahead: deque[_Call] = deque()
-        self.frames = Frames()
-        self.rest: bytes | memoryview = b""  # of what is to be written to it
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
 class ProcessRuntime:
     """functions: those that run isolated. recipe: of the app, for the template. limit: how many environments there are at once."""
 
@@ -126,25 +41,28 @@ class ProcessRuntime:
         self._clock = clock
         self._recipe = recipe
         self._limit = limit
-        self._crews = {name: _Crew(function, folder) for name, function in functions.items()}
+        self._crews = {name: Crew(function, folder) for name, function in functions.items()}
         kept = sum(crew.minimum for crew in self._crews.values())
         if kept > limit:
             raise ConfigError(f"min_environments= of all functions come to {kept}, [app] processes is {limit}; lower them, or raise it")
-        self._environments: dict[int, _Environment] = {}
+        self._namespaces = Namespaces({name: function.network for name, function in functions.items() if function.network is not None})
+        self._environments: dict[int, Environment] = {}
         self._numbers = self._calls = 0
         self._dispatching = False
         self._looking: asyncio.TimerHandle | None = None
-        self._seen: dict[int, _Call] = {}  # what environments ran that have more waiting, at the last look
+        self._seen: dict[int, Call] = {}  # what environments ran that have more waiting, at the last look
         self._template: Template | None = None
         self._loading: asyncio.Task[None] | None = None
         self._reaper: Timer | None = None
         self._closing = False
         self._context = contextvars.Context()  # not that of the invocation which happens to need an environment first
-        self._oom_kills = oom_kills()
 
     async def start(self) -> None:
-        """Load the app into the template. Raises ConfigError when it can't be."""
+        """Make the functions' networks, load the app into the template. Raises ConfigError when they can't be."""
         self._context = contextvars.copy_context()
+        await self._namespaces.build()
+        for crew in self._crews.values():
+            crew.setup.network = self._namespaces.path(crew.name)
         fault = await self._load()
         if fault:
             raise ConfigError(f"the app can't be loaded for isolated functions: {fault}")
@@ -165,6 +83,7 @@ class ProcessRuntime:
         if self._template is not None:
             template, self._template = self._template, None
             await template.close()
+        await self._namespaces.close()
 
     async def run(self, name: str, job: Job, started: Callable[[float], None]) -> Any:
         """What the handler returned, a PartialFailure that it raised, or Failed.
@@ -175,7 +94,7 @@ class ProcessRuntime:
         """
         crew = self._crews[name]
         self._calls += 1
-        call = _Call(self._calls, job, started)
+        call = Call(self._calls, job, started)
         crew.queue.append(call)
         self._dispatch_soon()
         try:
@@ -192,7 +111,7 @@ class ProcessRuntime:
             if call is environment.call or call in environment.ahead:  # else it has answered meanwhile
                 await self._gone(environment)
             raise
-        return _outcome(answer)
+        return outcome(answer)
 
     # What goes where
 
@@ -218,7 +137,7 @@ class ProcessRuntime:
                         self._send(environment, share if len(environment.ahead) <= _AHEAD // 2 else 0)
             self._scale(crew)
 
-    def _send(self, environment: _Environment, count: int) -> None:
+    def _send(self, environment: Environment, count: int) -> None:
         """The next calls, up to so many, together."""
         queue, data, tokens = environment.crew.queue, [], bytearray()
         while queue and count and len(environment.ahead) < _AHEAD:
@@ -235,7 +154,7 @@ class ProcessRuntime:
             count -= 1
         if not data:
             return
-        self._write(environment, b"".join(data))  # first: it wakes when there are tokens
+        environment.write(b"".join(data))  # first: it wakes when there are tokens
         with suppress(OSError):
             environment.tokens.send(tokens)
         if environment.call is None:
@@ -243,7 +162,7 @@ class ProcessRuntime:
         if environment.ahead and self._looking is None:
             self._looking = asyncio.get_running_loop().call_later(_QUICK, self._look)
 
-    def _begin(self, environment: _Environment) -> None:
+    def _begin(self, environment: Environment) -> None:
         """It goes on with the next of what it was sent."""
         call = environment.call = environment.ahead.popleft()
         environment.since = self._clock.monotonic()
@@ -270,7 +189,7 @@ class ProcessRuntime:
         else:
             self._seen.clear()
 
-    def _take_back(self, environment: _Environment) -> None:
+    def _take_back(self, environment: Environment) -> None:
         """What it has been sent and hasn't begun waits for any again."""
         queue = environment.crew.queue
         with suppress(BlockingIOError):
@@ -291,7 +210,7 @@ class ProcessRuntime:
 
     # How many
 
-    def _scale(self, crew: _Crew) -> None:
+    def _scale(self, crew: Crew) -> None:
         """As many more environments as are waited for, within the limit."""
         while len(crew.queue) > crew.starting and not self._closing:
             if self._template is None:
@@ -313,7 +232,7 @@ class ProcessRuntime:
             while crew.count < crew.minimum and len(self._environments) < self._limit and self._template is not None and not self._closing:
                 self._fork(crew)
 
-    def _must_make_room(self, crew: _Crew) -> bool:
+    def _must_make_room(self, crew: Crew) -> bool:
         """Whether others wait who have less, and have nobody's idle ones to take."""
         return len(self._environments) >= self._limit and any(
             other.queue and not other.starting and other.count < crew.count and (other.count == 0 or other.count + 1 < crew.count)
@@ -339,54 +258,35 @@ class ProcessRuntime:
 
     # Life of an environment
 
-    def _fork(self, crew: _Crew) -> None:
+    def _fork(self, crew: Crew) -> None:
         self._context.copy().run(self._order, crew)
 
-    def _order(self, crew: _Crew) -> None:
+    def _order(self, crew: Crew) -> None:
         assert self._template is not None
         jobs, theirs = socket.socketpair()
         tokens, (answers, answered), (output, printed) = socket.socketpair(), os.pipe(), os.pipe()
         tokens[0].setblocking(False)
         try:
             self._numbers += 1
-            environment = _Environment(crew, self._numbers, jobs, tokens, answers, output, self._clock.monotonic())
+            environment = Environment(crew, self._numbers, jobs, tokens, answers, output, self._clock.monotonic())
             jobs.setblocking(False)
             self._environments[environment.number] = environment
             crew.count += 1
             crew.starting += 1
             loop = asyncio.get_running_loop()
-            for descriptor, read in ((answers, self._readable), (output, self._printed)):
+            for descriptor in (answers, output):
                 os.set_blocking(descriptor, False)
-                loop.add_reader(descriptor, read, environment)
-            self._template.order(Order(environment.number), theirs.fileno(), tokens[1].fileno(), answered, printed)
-            self._write(environment, crew.setup)
+            loop.add_reader(answers, self._readable, environment)
+            loop.add_reader(output, environment.pass_on)
+            order = Order(environment.number, confinement=crew.confinement)
+            self._template.order(order, theirs.fileno(), tokens[1].fileno(), answered, printed)
+            environment.write(frame(crew.setup))
         finally:
             theirs.close()
             os.close(answered)
             os.close(printed)
 
-    def _write(self, environment: _Environment, data: bytes) -> None:
-        if environment.rest:
-            environment.rest = bytes(environment.rest) + data
-            return
-        try:
-            sent = environment.jobs.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:  # it has died: the template is about to say so
-            return
-        if sent < len(data):
-            environment.rest = memoryview(data)[sent:]
-            asyncio.get_running_loop().add_writer(environment.jobs, self._writable, environment)
-
-    def _writable(self, environment: _Environment) -> None:
-        with suppress(BlockingIOError, ConnectionError):
-            environment.rest = memoryview(environment.rest)[environment.jobs.send(environment.rest) :]
-            if not environment.rest:
-                environment.rest = b""
-                asyncio.get_running_loop().remove_writer(environment.jobs)
-
-    def _readable(self, environment: _Environment) -> None:
+    def _readable(self, environment: Environment) -> None:
         try:
             chunk = os.read(environment.answers, _CHUNK)
         except BlockingIOError:
@@ -400,7 +300,7 @@ class ProcessRuntime:
         if environment.ready and environment.call is None and not environment.ending:
             self._rests(environment)
 
-    def _answered(self, environment: _Environment, data: bytes) -> None:
+    def _answered(self, environment: Environment, data: bytes) -> None:
         crew, call = environment.crew, environment.call
         try:
             answer = _answer(data)
@@ -413,9 +313,9 @@ class ProcessRuntime:
             environment.init = self._clock.monotonic() - environment.began
         elif call is not None:
             if call.job.report:
-                self._printed(environment)
+                environment.pass_on()
             if (to := call.context.get(report)) is not None:
-                to.peak = answer.peak
+                to.peak = (self._template and self._template.peak(environment.number)) or answer.peak
             environment.call, environment.slow = None, False
             crew.quick = self._clock.monotonic() - environment.since < _QUICK and not environment.prints | call.job.report
             environment.prints = False
@@ -423,7 +323,7 @@ class ProcessRuntime:
             if environment.ahead:
                 self._begin(environment)
 
-    def _rests(self, environment: _Environment) -> None:
+    def _rests(self, environment: Environment) -> None:
         """It has nothing to do."""
         crew = environment.crew
         fresh = environment.init is not None
@@ -436,35 +336,14 @@ class ProcessRuntime:
         if crew.queue:
             self._dispatch_soon()
 
-    def _printed(self, environment: _Environment) -> None:
-        """Pass on what it has printed, to where the output of the invocation goes that it runs."""
-        call = environment.call
-        while True:
-            try:
-                chunk = os.read(environment.output, _CHUNK)
-            except BlockingIOError:
-                return
-            if not chunk:
-                asyncio.get_running_loop().remove_reader(environment.output)
-                return
-            environment.prints = True
-            text = chunk.decode(errors="replace")
-            if call is not None:
-                call.context.run(sys.stdout.write, text)
-            else:
-                sys.stdout.write(text)
-            if len(chunk) < _CHUNK:
-                sys.stdout.flush()
-                return
-
-    def _retire(self, environment: _Environment) -> None:
+    def _retire(self, environment: Environment) -> None:
         """Ask it to close what it shares between invocations, and to end."""
         self._leave(environment)
         with suppress(OSError):
             environment.tokens.shutdown(socket.SHUT_WR)
         asyncio.get_running_loop().call_later(GRACE, self._end, environment)
 
-    def _end(self, environment: _Environment) -> None:
+    def _end(self, environment: Environment) -> None:
         """SIGTERM, and SIGKILL if that doesn't help."""
         self._leave(environment)
         if environment.ahead:  # else it could begin one before the second signal
@@ -472,18 +351,18 @@ class ProcessRuntime:
         self._signal(environment, signal.SIGTERM)
         asyncio.get_running_loop().call_later(GRACE, self._signal, environment, signal.SIGKILL)
 
-    async def _gone(self, environment: _Environment) -> None:
+    async def _gone(self, environment: Environment) -> None:
         self._end(environment)
         while not environment.gone.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait((environment.gone,))
 
-    def _leave(self, environment: _Environment) -> None:
+    def _leave(self, environment: Environment) -> None:
         environment.ending = True
         if environment in environment.crew.idle:
             environment.crew.idle.remove(environment)
 
-    def _signal(self, environment: _Environment, number: int) -> None:
+    def _signal(self, environment: Environment, number: int) -> None:
         if self._template is not None and not environment.gone.done():
             self._template.order(Order(environment.number, number))
 
@@ -497,7 +376,7 @@ class ProcessRuntime:
             while chunk := os.read(environment.answers, _CHUNK):
                 for data in environment.frames.feed(chunk):
                     self._answered(environment, data)
-        self._printed(environment)
+        environment.pass_on()
         environment.gone.set_result(None)
         self._take_back(environment)
         loop = asyncio.get_running_loop()
@@ -513,8 +392,7 @@ class ProcessRuntime:
             crew.starting -= 1
             call = crew.queue.popleft() if crew.queue else None  # so that one that can't start isn't tried for ever
         if call is not None:
-            killed, self._oom_kills = self._oom_kills, oom_kills()
-            kind, message = cause_of_death(told.status, out_of_memory=self._oom_kills > killed)
+            kind, message = cause_of_death(told.status, out_of_memory=told.out_of_memory)
             call.end(Answer("failed", None, Failed(kind, f"RequestId: {call.id} Error: {message}"), 0))
         if environment.ready:
             self._refill()
@@ -548,6 +426,8 @@ class ProcessRuntime:
         if fault:
             await template.close()
             return fault
+        for note in template.notes:
+            log.warning("%s", note, extra={"action": "limits.missing"})
         self._template = template
         self._refill()
         return ""
@@ -560,12 +440,3 @@ class ProcessRuntime:
             template.kill()
             for number in list(self._environments):
                 self._died(Told(number, signal.SIGKILL))
-
-
-def _outcome(answer: Answer) -> Any:
-    if answer.failed is not None:
-        return answer.failed
-    if answer.kind == "response":
-        body, status, headers = answer.value
-        return Response(body, status, headers)
-    return PartialFailure(*answer.value) if answer.kind == "partial" else answer.value

@@ -6,8 +6,8 @@ ends, and all its environments with it, when the router does.
 
 from __future__ import annotations
 
-import ctypes
 import gc
+import importlib
 import logging
 import os
 import select
@@ -18,31 +18,39 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import msgspec
 
 from eventrouter.errors import EventRouterError, set_isolated
 from eventrouter.functions import Function, UserImportError, collect, load
 from eventrouter.plugins import load_plugins, make_trigger
+from eventrouter.runtimes.confine import Confinement, Shelter, check
 from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Setup, Told, frame
+from eventrouter.runtimes.kernel import die_with_parent
+from eventrouter.runtimes.netns import enter
 from eventrouter.runtimes.worker import serve
 
-_PDEATHSIG: Final = 1  # of prctl(2)
 _ORPHANED: Final = signal.SIGUSR2  # not SIGTERM, which a service manager sends to the whole group while the router drains
+_PYTHON: Final = (sys.prefix, sys.base_prefix, sys.exec_prefix)
 _DESCRIPTORS: Final = 4  # with each order to fork: where the environment's jobs and tokens come from, where its answers and output go
 
 
 def main(descriptor: int) -> None:
-    _die_with_parent(_ORPHANED)
+    die_with_parent(_ORPHANED)
     control = socket.socket(fileno=descriptor)
     line = Line(control)
     asked = line.take()
     if asked is None:
         return
+    recipe = msgspec.msgpack.decode(asked, type=Recipe)
+    code = [*recipe.path, *(each for name, base in recipe.modules for each in (base, Path(base, name).parent)), *_PYTHON]
+    shelter = Shelter(recipe.hidden, code, recipe.key)  # first: once there are threads, the kernel lets none in
     try:
-        functions = _make(msgspec.msgpack.decode(asked, type=Recipe))
+        functions = _make(recipe)
+        notes = check(shelter.means, functions.values())
     except BaseException as error:  # whatever the user's code does when it is imported, the router is told
+        shelter.close(())
         control.sendall(frame(Told(0, fault=_why(error))))
         return
     # What the root logger gets is printed, as the router prints it, unless the app has said otherwise.
@@ -51,8 +59,8 @@ def main(descriptor: int) -> None:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     gc.collect()
     gc.freeze()  # else each environment's collector would copy what they all share
-    control.sendall(frame(Told(0)))
-    _Template(control, functions).run()
+    control.sendall(frame(Told(0, notes=notes, groups=shelter.memory)))
+    _Template(control, functions, shelter).run()
 
 
 def _make(recipe: Recipe) -> dict[str, Function]:
@@ -65,7 +73,10 @@ def _make(recipe: Recipe) -> dict[str, Function]:
             if "on" in table:
                 entries = table["on"] if isinstance(table["on"], list) else [table["on"]]
                 table["on"] = [make_trigger(triggers, entry, f"[functions.{name}]") for entry in entries]
-    return collect(modules, overrides).functions
+    functions = collect(modules, overrides).functions
+    if any(function.foreign for function in functions.values()):
+        importlib.import_module("eventrouter.runtimes.foreign")  # here, once for all environments; others don't need it
+    return functions
 
 
 def _why(error: BaseException) -> str:
@@ -75,9 +86,10 @@ def _why(error: BaseException) -> str:
 
 
 class _Template:
-    def __init__(self, control: socket.socket, functions: Mapping[str, Function]) -> None:
+    def __init__(self, control: socket.socket, functions: Mapping[str, Function], shelter: Shelter) -> None:
         self._control = control
         self._functions = functions
+        self._shelter = shelter
         self._pids: dict[int, int] = {}  # of living environments, by number
         self._woken, self._waker = socket.socketpair()  # a signal writes to it
         for end in (self._woken, self._waker):
@@ -85,20 +97,21 @@ class _Template:
 
     def run(self) -> None:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        signal.signal(_ORPHANED, lambda number, frame: sys.exit())
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (_ORPHANED, signal.SIGTERM):  # from here on the end of the line says that the router has gone
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._waker.fileno())
         try:
             self._obey()
         finally:
             for pid in self._pids.values():
                 _kill(pid, signal.SIGKILL)
+            self._shelter.close(self._pids)
 
     def _obey(self) -> None:
         frames = Frames()
         descriptors: list[int] = []
         while True:
-            ready, _, _ = select.select([self._control, self._woken], [], [])
+            ready, _, _ = select.select([self._control, self._woken], [], [], self._shelter.tidy(self._pids.values()))
             if self._woken in ready:
                 with suppress(BlockingIOError):
                     self._woken.recv(4096)
@@ -111,31 +124,33 @@ class _Template:
                 for order in (msgspec.msgpack.decode(each, type=Order) for each in frames.feed(data)):
                     if order.signal is None:
                         given, descriptors = descriptors[:_DESCRIPTORS], descriptors[_DESCRIPTORS:]
-                        self._fork(order.number, *given)
+                        self._fork(order.number, order.confinement or Confinement(), *given)
                     elif (pid := self._pids.get(order.number)) is not None:
                         _kill(pid, order.signal)
 
-    def _fork(self, number: int, jobs: int, tokens: int, answers: int, output: int) -> None:
+    def _fork(self, number: int, asked: Confinement, jobs: int, tokens: int, answers: int, output: int) -> None:
         try:
+            self._shelter.renew()
             pid = os.fork()
         except OSError:  # out of processes or memory: as if it had died at once
             self._tell(Told(number, signal.SIGKILL))
         else:
             if pid == 0:
-                self._become(jobs, tokens, answers, output)
+                self._become(number, asked, jobs, tokens, answers, output)
             self._pids[number] = pid
+            self._shelter.forked(pid, asked)
         for descriptor in (jobs, tokens, answers, output):
             os.close(descriptor)
 
-    def _become(self, jobs: int, tokens: int, answers: int, output: int) -> NoReturn:
+    def _become(self, number: int, asked: Confinement, jobs: int, tokens: int, answers: int, output: int) -> NoReturn:
         """An environment, in the child."""
         code = 1
         try:
             os.setpgid(0, 0)  # so that what it starts ends with it
-            _die_with_parent(signal.SIGKILL)
+            die_with_parent(signal.SIGKILL)
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM, _ORPHANED):
-                signal.signal(number, signal.SIG_DFL)
+            for each in (signal.SIGCHLD, signal.SIGTERM, _ORPHANED):
+                signal.signal(each, signal.SIG_DFL)
             for end in (self._control, self._woken, self._waker):
                 end.close()
             os.dup2(output, 1)
@@ -145,8 +160,17 @@ class _Template:
             if (first := line.take()) is not None:
                 setup = msgspec.msgpack.decode(first, type=Setup)
                 set_isolated()
+                if setup.network:
+                    enter(setup.network)
                 os.environ.update(setup.variables)
-                serve(self._functions[setup.function], setup.env, line, socket.socket(fileno=tokens), answers)
+                os.environ.update(self._confine(number, asked))
+                function, ends = self._functions[setup.function], (line, socket.socket(fileno=tokens), answers)
+                if function.foreign:
+                    from eventrouter.runtimes.foreign import serve as serve_foreign  # noqa: PLC0415 - the template has it when it's needed
+
+                    serve_foreign(function, *ends)
+                else:
+                    serve(function, setup.env, *ends)
             code = 0
         except OSError:  # the router is gone
             pass
@@ -154,6 +178,12 @@ class _Template:
             traceback.print_exc()
         finally:
             os._exit(code)
+
+    def _confine(self, number: int, asked: Confinement) -> Mapping[str, str]:
+        try:
+            return self._shelter.confine(number, asked)
+        except OSError as error:
+            raise EventRouterError(f"this process can't be confined ({error}), so it runs nothing") from error
 
     def _reap(self) -> None:
         for number, pid in list(self._pids.items()):
@@ -163,7 +193,7 @@ class _Template:
             _kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
             del self._pids[number]
-            self._tell(Told(number, status))
+            self._tell(Told(number, status, out_of_memory=self._shelter.ended(number, pid)))
 
     def _tell(self, told: Told) -> None:
         with suppress(OSError):  # the router is gone: `_obey` sees that next
@@ -175,13 +205,6 @@ def _kill(pid: int, number: int) -> None:
         os.killpg(pid, number)
     with suppress(ProcessLookupError):
         os.kill(pid, number)  # it may not have made its group yet
-
-
-def _die_with_parent(number: int) -> None:
-    """Where the kernel can: elsewhere the end of the line says that the parent has died."""
-    if sys.platform == "linux":
-        libc: Any = ctypes.CDLL(None)
-        libc.prctl(_PDEATHSIG, number, 0, 0, 0)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def serve(function: Function, env: Mapping[str, str], line: Line, tokens: socket
     send many at once to one that doesn't.
     """
     worker = _Worker(function, env)
-    _give(answers, frame(Answer("ready", None)))
+    give(answers, frame(Answer("ready", None)))
     while token := tokens.recv(1):
         while (data := line.take()) is not None:
             job = _job(data)
@@ -45,12 +45,12 @@ def serve(function: Function, env: Mapping[str, str], line: Line, tokens: socket
         answer = worker.answer(job)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        _give(answers, answer)
+        give(answers, answer)
         del data, job, answer  # a warm environment must not keep the last payload
     worker.close()
 
 
-def _give(answers: int, data: bytes) -> None:
+def give(answers: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(answers, rest) :]
@@ -83,14 +83,14 @@ class _Worker:
 
     def _called(self, job: Job) -> Answer:
         try:
-            args, kwargs, _, _ = self._bind(job)
+            args, kwargs, _, _ = bound(self._function, self._env, job)
             return _returned(self._function.handler(*args, **kwargs))
         except _ENDS as error:
             return _raised(error, job)
 
     async def _awaited(self, job: Job) -> Answer:
         try:
-            args, kwargs, event, context = self._bind(job)
+            args, kwargs, event, context = bound(self._function, self._env, job)
             async with AsyncExitStack() as stack:
                 made = await self._dependencies.resolve(self._depends, stack, event, context)
                 result = self._function.handler(*args, **{**kwargs, **made})
@@ -98,22 +98,23 @@ class _Worker:
         except _ENDS as error:
             return _raised(error, job)
 
-    def _bind(self, job: Job) -> tuple[Any, dict[str, Any], Event, Context]:
-        function = self._function
-        binder = function.binders[None if job.trigger < 0 else function.triggers[job.trigger]]
-        pairs = []
-        for packed, captures, attempt in job.events:
-            event = Event.unpack(packed)
-            event.attempt = attempt
-            pairs.append((event, captures))
-        event, captures = pairs[0]
-        deadline = SystemClock.monotonic() + job.seconds
-        context = Context(function.name, job.id, deadline, SystemClock.monotonic, self._env, event.attempt)
-        if isinstance(binder, BatchBinder):
-            args, kwargs = binder.all([binder.one(event, captures) for event, captures in pairs], context)
-        else:
-            args, kwargs = binder.bind(event, captures, context)
-        return args, kwargs, event, context
+
+def bound(function: Function, env: Mapping[str, str], job: Job) -> tuple[Any, dict[str, Any], Event, Context]:
+    """Its arguments, by place and by name. Raises what is wrong with the event."""
+    binder = function.binders[None if job.trigger < 0 else function.triggers[job.trigger]]
+    pairs = []
+    for packed, captures, attempt in job.events:
+        event = Event.unpack(packed)
+        event.attempt = attempt
+        pairs.append((event, captures))
+    event, captures = pairs[0]
+    deadline = SystemClock.monotonic() + job.seconds
+    context = Context(function.name, job.id, deadline, SystemClock.monotonic, env, event.attempt)
+    if isinstance(binder, BatchBinder):
+        args, kwargs = binder.all([binder.one(event, captures) for event, captures in pairs], context)
+    else:
+        args, kwargs = binder.bind(event, captures, context)
+    return args, kwargs, event, context
 
 
 def _failed(failed: Failed) -> Answer:
