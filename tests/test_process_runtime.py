@@ -17,9 +17,9 @@ import pytest
 from eventrouter import App, Event, Failed, Interrupted, Outcome, Response, Succeeded, TimedOut, on
 from eventrouter.clock import Clock, ManualClock
 from eventrouter.config import load_config
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, Throttled
 from eventrouter.journal.protocol import LetterQuery
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter.runtimes.forking import cause_of_death
 from eventrouter.runtimes.process import IDLE
