@@ -11,7 +11,7 @@ import secrets
 import socket
 import struct
 import tempfile
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, TimeoutError):
+        with closing(writer), suppress(OSError):
             who = peer(writer.get_extra_info("socket"))
             async with asyncio.timeout(_PATIENCE):
                 try:
@@ -73,7 +73,6 @@ class ControlServer:
                     line = b""
             writer.write(await self._answer(line, who) + b"\n")
             await writer.drain()
-        writer.close()
 
     async def _answer(self, line: bytes, who: Who) -> bytes:
         try:

@@ -17,7 +17,7 @@ from eventrouter.attempts import Attempts, Bound, Stop, describe, outcomes_of, r
 from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
 from eventrouter.crashpoints import crash_point
-from eventrouter.errors import AccessDenied, JournalError
+from eventrouter.errors import AccessDenied, JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Intake
@@ -215,6 +215,9 @@ class Engine:
                 outcome, note = await self._attempt_once(lane, lane.policy.idempotent, (trigger, captures), event, id, 1, slot)
                 if note is not None:
                     await self._keep(lane, note)
+        except Throttled:  # it waited for an environment in vain
+            self._settlement.count_throttle(lane, event, id)
+            raise
         finally:
             set_cause(outer)  # the task is the caller's
             self._release(lane, slot)

@@ -335,7 +335,7 @@ async def perform(operations: Operations, command: str, arguments: dict[str, Any
 
     Raises EventRouterError.
     """
-    method = getattr(Operations, command, None)
+    method = getattr(type(operations), command, None)
     if command.startswith("_") or method is None:
         raise EventRouterError(f"the running router knows no command {command!r}; is it of another version?")
     try:

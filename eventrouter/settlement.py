@@ -130,13 +130,17 @@ class Settlement:
                 lane.pool.give()
                 why = f"it is over its rate of {lane.policy.rate}"
         if why:
-            lane.throttled += 1
-            self._accounts.throttled(name, event, id)
-            now = self._clock.monotonic()
-            if now - lane.told >= _TELL_EVERY:
-                count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
-                self._notices.tell(Notice("throttled", name, {"throttles": count, "concurrency": lane.pool.size}))
+            self.count_throttle(lane, event, id)
             raise Throttled(f"{name}: {why}", wait)
+
+    def count_throttle(self, lane: Lane, event: Event, id: str) -> None:
+        """A request was turned away."""
+        lane.throttled += 1
+        self._accounts.throttled(lane.function.name, event, id)
+        now = self._clock.monotonic()
+        if now - lane.told >= _TELL_EVERY:
+            count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
+            self._notices.tell(Notice("throttled", lane.function.name, {"throttles": count, "concurrency": lane.pool.size}))
 
     def ready(self, lane: Lane, claim: Claim) -> Found | None:
         """What the claim is for; None when it can't even be tried and is settled."""

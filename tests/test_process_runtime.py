@@ -272,6 +272,7 @@ async def test_a_request_that_finds_none_free_is_throttled(tmp_path: Path) -> No
         await until(lambda: call.app.engine.lanes["who"].active)
         with pytest.raises(Throttled, match="all 1 environments"):
             await call("echo", 1)
+        assert call.app.engine.lanes["echo"].throttled == 1
         assert isinstance(await busy, Succeeded)
         assert await call("echo", 1) == Succeeded(1)
 
