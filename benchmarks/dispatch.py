@@ -16,7 +16,7 @@ from eventrouter import on
 from eventrouter.clock import SystemClock
 from eventrouter.engine import Engine
 from eventrouter.functions import Function, Policy
-from eventrouter.journal.protocol import Claim, Note
+from eventrouter.journal.protocol import Claim, Ledger, Note
 from eventrouter.model import Decision
 
 COUNT = 409_600
@@ -54,10 +54,17 @@ class InstantJournal:
     def marker(self) -> Callable[[Claim | None], None]:
         return lambda claim: None
 
-    def finish(self, claims: Sequence[Claim]) -> None:
+    def finish(self, claims: Sequence[Claim], ledger: Ledger | None = None) -> None:
         self._done(len(claims))
 
-    def settle(self, claim: Claim, decision: Decision, entries: Sequence[Claim] = (), notes: Sequence[Note] = ()) -> None: ...
+    def settle(
+        self,
+        claim: Claim,
+        decision: Decision,
+        copies: Sequence[Claim] = (),
+        notes: Sequence[Note] = (),
+        ledger: Ledger | None = None,
+    ) -> None: ...
 
     async def depth(self) -> dict[str, dict[str, int]]:
         return {}

@@ -10,14 +10,19 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import IO, Any, Self
 
+import msgspec
+from msgspec.structs import replace
+
 from eventrouter import crashpoints
 from eventrouter.access import SENDS_TO_FUNCTIONS, Access
+from eventrouter.accounts import Accounts
+from eventrouter.audit import Trail, Who, read_key
 from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
@@ -81,8 +86,12 @@ class App:
             function.decrypt = partial(self.decrypt, function)
         self._place_in_networks()
         self.journal: Journal = self._make_journal()
+        durable = self.config.journal.url != "memory"
+        self.trail = Trail(self.journal.books, self.clock, self.config.data / "audit" if durable else None, self.config.audit.segment)
         self._processes = self._make_processes(folder or Path())
-        self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes)
+        metering, records = self.config.metering, self.config.audit.invocations
+        accounts = Accounts(self.functions, self.journal, self.clock, metering.step if metering.enabled else 0, records=records)
+        self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes, accounts)
         self.access = Access(self.functions, self.roles, self._sends, self.engine, self.journal, self.clock)
         self._check_rights()
         self.sources: dict[str, Source[Any]] = {}
@@ -252,7 +261,9 @@ class App:
         archive = seconds(config.archive, "[journal] archive")
         rows, size = backlog(config.max_backlog)
         limits = Limits(rows, size, byte_size(config.min_free, "[journal] min_free"))
-        return SqliteJournal(known[config.url], clock=self.clock, dedupe=dedupe, history=history, archive=archive, limits=limits)
+        path = known[config.url]
+        key = bytes if path is None else partial(read_key, path.with_name("audit"))
+        return SqliteJournal(path, clock=self.clock, dedupe=dedupe, history=history, archive=archive, limits=limits, key=key)
 
     # Life
 
@@ -275,6 +286,13 @@ class App:
             await self.journal.open()
             stack.push_async_callback(self.journal.close)
             self.journal.on_fault(self._journal_changed)
+            if sources:
+                await self.trail.asked(Who.me(), "start_router", self._inventory())
+                stack.push_async_callback(self._stopped)
+                self.trail.start()
+                stack.push_async_callback(self.trail.close)
+            else:
+                stack.callback(self.engine.accounts.flush)
             await self.access.load()
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
@@ -356,6 +374,18 @@ class App:
                 self.engine.intake.senders[name] = source.message
         return found
 
+    def _inventory(self) -> dict[str, Any]:
+        """What the audit log says of a start: the functions, and a digest of what starts them and how they are treated."""
+        policies = [(name, list(map(str, f.triggers)), replace(f.policy, env={})) for name, f in self.functions.items()]
+        digest = hashlib.sha256(msgspec.json.encode(policies, order="sorted", enc_hook=_shown)).hexdigest()
+        return {"pid": os.getpid(), "functions": sorted(self.functions), "policiesSha256": digest}
+
+    async def _stopped(self) -> None:
+        """The last words, once everything has drained."""
+        self.engine.accounts.flush()
+        with suppress(JournalError):  # it tells of that itself, and what is to be closed must be closed
+            await self.trail.asked(Who.me(), "stop_router", {"pid": os.getpid()})
+
     def _journal_changed(self, fault: str) -> None:
         self.engine.notices.tell(Notice("journal", "", {"state": "refusing" if fault else "accepting", "reason": fault}))
 
@@ -381,6 +411,10 @@ def open_keys(config: Config, plugins: Plugins) -> MasterKeys:
     make = plugins.by_name[provider].keys
     assert make is not None
     return make(config.plugins.get(provider))
+
+
+def _shown(value: Any) -> Any:
+    return value.policies if isinstance(value, Role) else str(value)
 
 
 async def _call(function: Callable[[], Any]) -> None:

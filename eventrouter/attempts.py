@@ -19,7 +19,7 @@ from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim
 from eventrouter.lanes import Callers, Found, Lane
 from eventrouter.lineage import set_cause
-from eventrouter.logs import Log, current, wanted
+from eventrouter.logs import STEP, Log, current, wanted
 from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Stream, Succeeded, TimedOut
 from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, finish
 from eventrouter.runtimes.environments import HasFailed, NoEnvironment
@@ -53,14 +53,15 @@ class Bound:
 
 
 class Attempts:
-    """Runs handlers, each attempt under its function's time-out."""
+    """Runs handlers, each attempt under its function's time-out. step: of what is billed, milliseconds."""
 
-    def __init__(self, clock: Clock, processes: ProcessRuntime | None = None) -> None:
+    def __init__(self, clock: Clock, processes: ProcessRuntime | None = None, step: int = STEP) -> None:
         self.dependencies = Dependencies()
         self.sweeper = Sweeper(clock)
         self._monotonic = clock.monotonic
         self._threads = ThreadRuntime()
         self._processes = processes
+        self._step = step
 
     async def close(self) -> None:
         try:
@@ -93,12 +94,14 @@ class Attempts:
         try:
             call: Coroutine[Any, Any, Any]
             if function.isolation == "process":
+                slot.began = 0.0
                 call = self._isolated(lane, binder, event, captures, of if isinstance(of, str) else of.id, slot, stream)
             else:
                 context = None
                 if binder.needs_context or binder.depends:
                     id = of if isinstance(of, str) else of.id
                     context = Context(function.name, id, deadline, self._monotonic, function.env, attempt, function.decrypt)
+                slot.began = now
                 args, kwargs = binder.bind(event, captures, context)
                 if lane.plain:
                     call = function.handler(*args, **kwargs)
@@ -149,7 +152,8 @@ class Attempts:
                 trigger, captures = found
                 mark(claim)
                 set_cause(claim)
-                deadline = slot.deadline = monotonic() + timeout
+                claim.began = began = monotonic()
+                deadline = slot.deadline = began + timeout
                 try:
                     coroutine = callers[trigger](claim.event, captures)
                 except (Exception, SystemExit):
@@ -157,10 +161,11 @@ class Attempts:
                 scope = copy_context()
                 waits_for = scope.run(step, coroutine)
                 if waits_for is not slot:
-                    slot.context, slot.waits_for = scope, waits_for
+                    slot.context, slot.waits_for, slot.began = scope, waits_for, began
                     lane.suspended()
                     return claim, found, None
                 if slot.error is not None or slot.overran:
+                    slot.began = began
                     return claim, found, self._ended(lane, function.binders[trigger], slot)
                 did(claim)
                 if deadline > enough:
@@ -231,7 +236,9 @@ class Attempts:
         log = current.get()
         if log is not None and log.id == id:  # somebody waits for it
             return log
-        return Log(function.name, id, function.memory, self._monotonic, logged=True) if function.logs and wanted() else None
+        return (
+            Log(function.name, id, function.memory, self._monotonic, logged=True, step=self._step) if function.logs and wanted() else None
+        )
 
     async def _isolated(
         self,
@@ -250,8 +257,10 @@ class Attempts:
         elif lane.function.foreign:
             slot.deadline += INIT  # other languages are not ready in a moment, and no time-out should have to be as long as that
 
-        def started() -> None:
-            deadline = slot.deadline = self._monotonic() + policy.timeout
+        def started(init: float) -> None:
+            slot.init = init
+            slot.began = self._monotonic()
+            deadline = slot.deadline = slot.began + policy.timeout
             if deadline < self.sweeper.next:
                 self.sweeper.schedule(deadline)
 

@@ -58,6 +58,29 @@ class SecretsConfig(msgspec.Struct, kw_only=True):
     provider: str | None = None
 
 
+class MeteringConfig(msgspec.Struct, kw_only=True):
+    """`[metering]`. step: milliseconds that a duration is rounded up to. free_requests, free_gb_seconds: of each calendar month (UTC).
+
+    request_price: of a million requests, gb_second_price: of one GB-second, in `currency`; as Amazon charges them (us-east-1, x86)."""
+
+    enabled: bool = True
+    step: Annotated[int, Meta(ge=1, le=60_000)] = 100
+    free_requests: Annotated[float, Meta(ge=0)] = 1_000_000
+    free_gb_seconds: Annotated[float, Meta(ge=0)] = 400_000
+    request_price: Annotated[float, Meta(ge=0)] = 0.20
+    gb_second_price: Annotated[float, Meta(ge=0)] = 0.0000166667
+    currency: str = "USD"
+
+
+class AuditConfig(msgspec.Struct, kw_only=True):
+    """`[audit]`. invocations: whether each one has a record, besides what operators do.
+
+    segment: records of a file under DIR/audit; the last ones are in the journal."""
+
+    invocations: bool = False
+    segment: Annotated[int, Meta(ge=100)] = 50_000
+
+
 class _Networks(msgspec.Struct):
     named: dict[str, Any] = msgspec.field(name="*", default_factory=dict)
 
@@ -68,6 +91,8 @@ class Config(msgspec.Struct, kw_only=True):
     app: AppConfig
     journal: JournalConfig
     secrets: SecretsConfig = msgspec.field(default_factory=SecretsConfig)
+    metering: MeteringConfig
+    audit: AuditConfig
     functions: dict[str, dict[str, Any]]
     networks: dict[str, Network]
     plugins: dict[str, msgspec.Struct]
@@ -77,6 +102,15 @@ class Config(msgspec.Struct, kw_only=True):
     @property
     def data(self) -> Path:
         return self.base / self.app.data
+
+
+_OWN: dict[str, type[msgspec.Struct] | None] = {
+    "app": AppConfig,
+    "journal": JournalConfig,
+    "secrets": SecretsConfig,
+    "metering": MeteringConfig,
+    "audit": AuditConfig,
+}
 
 
 def load_config(
@@ -106,13 +140,7 @@ def load_config(
         found: Path | None = path
     else:
         path, found = Path(FILE), None
-    sections: dict[str, type[msgspec.Struct] | None] = {
-        "app": AppConfig,
-        "journal": JournalConfig,
-        "secrets": SecretsConfig,
-        "functions": None,
-        "networks": _Networks,
-    }
+    sections: dict[str, type[msgspec.Struct] | None] = {"functions": None, "networks": _Networks, **_OWN}
     sections |= {name: plugin.config for name, plugin in plugins.items() if plugin.config is not None}
     for name, table in tables.items():
         if name not in sections:
@@ -134,9 +162,8 @@ def load_config(
             raise ConfigError(f"{path}: functions.{name} must be a table: [functions.{name}]")
     networks = {name: make_network(name, table, f"{path}: [networks.{name}]") for name, table in values.pop("networks").named.items()}
     base = found.parent.resolve() if found else folder.resolve()
-    core = ("app", "journal", "secrets")
-    own = {name: value for name, value in values.items() if name not in core}
-    return Config(**{name: values[name] for name in core}, functions=functions, networks=networks, plugins=own, base=base, file=found)
+    own = {name: values.pop(name) for name in _OWN}
+    return Config(**own, functions=functions, networks=networks, plugins=values, base=base, file=found)
 
 
 def seconds(value: str | float, what: str) -> float:

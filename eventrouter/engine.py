@@ -12,19 +12,19 @@ from itertools import groupby
 from math import inf
 from operator import attrgetter
 
+from eventrouter.accounts import Accounts, joined
 from eventrouter.attempts import Attempts, Bound, Stop, describe, outcomes_of, read_batch
 from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
-from eventrouter.contents import filter_out
 from eventrouter.crashpoints import crash_point
-from eventrouter.errors import AccessDenied, JournalError
+from eventrouter.errors import AccessDenied, JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Intake
-from eventrouter.journal.protocol import Claim, Journal, Note
+from eventrouter.journal.protocol import Claim, Journal, Ledger, Note
 from eventrouter.lanes import Found, Lane
 from eventrouter.limits import Account, Rate
-from eventrouter.lineage import ATTRIBUTE, cause, exhausted, extend, inherit, set_cause, tell
+from eventrouter.lineage import cause, extend, inherit, set_cause, tell
 from eventrouter.model import (
     NOTHING,
     Decision,
@@ -56,7 +56,6 @@ _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn ...
 _QUICK = 256  # ... and of those that succeed at once, if all is quick
-_DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
 _FUNCTION = attrgetter("function")
 _DONE = Done()
 _RELEASE = Release()
@@ -66,7 +65,7 @@ class Engine:
     """Delivers events to functions; one per App. All calls are made on one event loop.
 
     lanes: of functions, by name. intake: what comes in, and how much of it was wanted. What becomes of it: `Settlement`.
-    notices: who is told what goes wrong.
+    notices: who is told what goes wrong. accounts: what is written down of attempts.
     """
 
     def __init__(
@@ -76,10 +75,12 @@ class Engine:
         clock: Clock,
         concurrency: int = 1000,
         processes: ProcessRuntime | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self.journal = journal
+        self.accounts = accounts or Accounts(functions, journal, clock)
         self._clock = clock
-        self._attempts = Attempts(clock, processes)
+        self._attempts = Attempts(clock, processes, self.accounts.billed)
         self.dependencies = self._attempts.dependencies
         self._sweeper = self._attempts.sweeper
         self._watchdog = Watchdog(clock.monotonic)
@@ -101,7 +102,7 @@ class Engine:
         self.deliver, self.deliver_to, self.accept_for = self.intake.deliver, self.intake.deliver_to, self.intake.accept_for
         self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
         self.notices = Notices()
-        self._settlement = Settlement(journal, clock, self.intake, self.notices)
+        self._settlement = Settlement(journal, clock, self.intake, self.notices, self.accounts)
         self.throttling = Throttling(journal, self.intake, self._settlement, account, self._start_worker, self._credit)
         self.by_hand = ByHand(journal, clock, self.intake, self._settlement, self.adopt_orphans)
         self.receive, self.move, self.expire = self.by_hand.receive, self.by_hand.move, self.by_hand.expire
@@ -191,10 +192,10 @@ class Engine:
         outer = cause.get()
         if outer is not None and (lineage := self.intake.lineage()) is not None:
             inherit(event, lineage)
-            if self._loops(lane, event):
+            if self._settlement.loops(lane, event):
                 log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
                 return Failed("RecursiveInvocationException", why, final=True)
-        self._settlement.admit(lane, event, captures)
+        self._settlement.admit(lane, event, captures, id or event.id)
         task = asyncio.current_task()
         assert task is not None
         slot = Slot(task, lane.function.name, request=True)
@@ -204,27 +205,27 @@ class Engine:
         if event.time is None:
             event.time = self._clock.time()
         set_cause((lane.function.name, event))
+        ledger: Ledger | None = None
         try:
             if lane.policy.batch is not None:
-                (outcome,) = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
+                (outcome,), ledger = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
             elif lane.policy.idempotent is None:
                 outcome = await self._attempts.run(lane, lane.function.binders[trigger], event, captures, id, 1, slot, stream)
             else:
                 outcome, note = await self._attempt_once(lane, lane.policy.idempotent, (trigger, captures), event, id, 1, slot)
                 if note is not None:
                     await self._keep(lane, note)
+        except Throttled:  # it waited for an environment in vain
+            self._settlement.count_throttle(lane, event, id)
+            raise
         finally:
             set_cause(outer)  # the task is the caller's
             self._release(lane, slot)
         self._settlement.count(lane, outcome)
+        self.accounts.requested(lane.function.name, event, id, slot, outcome, ledger)
         if type(outcome) is not Succeeded and not (isinstance(outcome, Failed) and outcome.final):
-            log.warning(
-                "%s: request %s: %s",
-                lane.function.name,
-                id,
-                describe(outcome),
-                extra={"action": "request.failed", "function": lane.function.name},
-            )
+            extra = {"action": "request.failed", "function": lane.function.name}
+            log.warning("%s: request %s: %s", lane.function.name, id, describe(outcome), extra=extra)
         return outcome
 
     def has(self, name: str) -> bool:
@@ -330,7 +331,7 @@ class Engine:
                 # A slot that somebody waits for is handed on after one.
                 stop = sprint(_QUICK) if not lane.pool.waiting else (queue.popleft(), None, None)
                 if stop is not None:
-                    others += 1
+                    others += len(done) + 1
                     lane.taken += 1
                     await self._see_to(lane, stop, slot, mark, done)
                 if slot.keeper is None and (stop is None or not queue or others >= _TURN):
@@ -352,9 +353,10 @@ class Engine:
     async def _see_to(self, lane: Lane, stop: Stop, slot: Slot, mark: Callable[[Claim], None], done: list[Claim]) -> None:
         """What did not go the usual way."""
         claim, found, outcome = stop
+        self._finish(lane, done, slot.began)  # up to when this one began, if it has
         note: Note | None = None
         decision: Decision = _DONE
-        if found is None and (found := self._ready(lane, claim)) is not None:
+        if found is None and (found := self._settlement.ready(lane, claim)) is not None:
             if lane.rate is not None and self._settlement.put_off(lane, claim, found):
                 found, decision = None, _RELEASE
             else:
@@ -364,10 +366,10 @@ class Engine:
                 outcome = self._start(lane, claim, found, slot)
         if found is not None:
             if outcome is None:
-                self._finish(lane, done)
                 outcome, note = await self._go_on(lane, claim, found, slot)
             crash_point("attempt.after")
-            decision = self._settlement.settle(lane, claim, found[0], outcome, note)
+            ledger = self.accounts.ended(lane.function.name, claim.event, claim.seq, slot, outcome)
+            decision = self._settlement.settle(lane, claim, found[0], outcome, note, ledger)
         if claim.key is not None:
             self._end_key(lane, claim.key, slot, back=isinstance(decision, RetryAt | Release))
 
@@ -384,11 +386,12 @@ class Engine:
             return await self._attempt_once(lane, lane.policy.idempotent, found, claim.event, claim.id, claim.attempts + 1, slot)
         return await self._attempts.finish(lane, lane.function.binders[found[0]], slot), None
 
-    def _finish(self, lane: Lane, done: list[Claim]) -> None:
+    def _finish(self, lane: Lane, done: list[Claim], ended: float = 0.0) -> None:
+        """ended: when the last did; 0: now."""
         lane.taken += len(done)
         self._give_credit(lane)
         if done:
-            self._settlement.finish(lane, done.copy())
+            self._settlement.finish(lane, done.copy(), ended or self._clock.monotonic())
             done.clear()
 
     async def _attempt_once(
@@ -429,7 +432,7 @@ class Engine:
                 self.journal.settle(claim, _RELEASE)
                 self._credit(lane)
                 continue
-            found = self._ready(lane, claim)
+            found = self._settlement.ready(lane, claim)
             if found is not None and lane.rate is not None and self._settlement.put_off(lane, claim, found):
                 found = None
                 if claim.key is not None:
@@ -451,16 +454,21 @@ class Engine:
             crash_point("attempt.before")
             events = [(claim.event, captures) for claim, captures in group]
             set_cause((lane.function.name, extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven))))
-            outcomes = await self._attempt_batch(lane, trigger, events, group[0][0].id, slot)
+            outcomes, ledger = await self._attempt_batch(lane, trigger, events, group[0][0], slot)
             crash_point("attempt.after")
-            back |= self._settlement.settle_batch(lane, trigger, group, outcomes)
+            back |= self._settlement.settle_batch(lane, trigger, group, outcomes, ledger)
         for key in keys:
             self._end_key(lane, key, slot, back=key in back)
 
     async def _attempt_batch(
-        self, lane: Lane, trigger: Trigger | None, events: Sequence[tuple[Event, Mapping[str, str]]], id: str, slot: Slot
-    ) -> list[Outcome]:
-        """The outcome of each event; a failing batch is halved, if that is its policy, and no half costs an attempt."""
+        self, lane: Lane, trigger: Trigger | None, events: Sequence[tuple[Event, Mapping[str, str]]], of: Claim | str, slot: Slot
+    ) -> tuple[list[Outcome], Ledger | None]:
+        """The outcome of each event; a failing batch is halved, if that is its policy, and no half costs an attempt.
+
+        of: the first one's claim, or the id of a request. The ledger is of all attempts that were made.
+        """
+        id, number = (of, of) if isinstance(of, str) else (of.id, of.seq)
+        ledger: Ledger | None = None
         binder = lane.function.binders[trigger]
         rows, outcomes = read_batch(binder, [event for event, _ in events], [captures for _, captures in events])
         parts = [list(rows)] if rows else []
@@ -472,6 +480,7 @@ class Engine:
                 bound = Bound(binder, [rows[place] for place in part], [events[place] for place in part])
                 first = events[part[0]][0]
                 outcome = await self._attempts.run(lane, bound, first, NOTHING, id, first.attempt, slot)
+                ledger = joined(ledger, self.accounts.ended(lane.function.name, first, number, slot, outcome, len(part)))
             bisect = lane.policy.batch is not None and lane.policy.batch.bisect and len(part) > 1
             if bisect and ((isinstance(outcome, Failed) and not outcome.final) or (isinstance(outcome, TimedOut) and outcome.ended)):
                 middle = len(part) // 2
@@ -480,7 +489,7 @@ class Engine:
                             extra={"action": "batch.bisect", "function": lane.name})  # fmt: skip
                 continue
             outcomes |= zip(part, outcomes_of(outcome, [events[place][0].id for place in part]), strict=True)
-        return [outcomes[place] for place in range(len(events))]
+        return [outcomes[place] for place in range(len(events))], ledger
 
     def _credit(self, lane: Lane) -> None:
         lane.taken += 1
@@ -514,61 +523,6 @@ class Engine:
         if lane.queue and not lane.waiting:
             self._start_worker(lane)
 
-    def _ready(self, lane: Lane, claim: Claim) -> Found | None:
-        """What the claim is for; None when it can't even be tried and is settled."""
-        if self._clock.monotonic() - claim.born > lane.policy.max_age:
-            self._give_up_for_age(lane, claim)
-            return None
-        if lane.filters and not self._wanted(lane, claim):
-            return None
-        found: Found | None = claim.hint
-        if found is not None:
-            return found
-        if claim.deaths >= _DEATHS:
-            self._settlement.give_up(lane, claim, "RouterCrashed", f"the router died {claim.deaths} times in a row while running it")
-            return None
-        if claim.attempts > lane.policy.retries:  # by hand, of a queue's message, or before the policy was changed
-            self._settlement.give_up(lane, claim, "RetriesExhausted", f"it had its {claim.attempts} attempts before")
-            return None
-        event = claim.event
-        if ATTRIBUTE in event.attributes and not claim.redriven and self._loops(lane, event):
-            self._settlement.give_up(lane, claim, "RecursiveLoop", tell(event, lane.function.name))
-            return None
-        if event.source == "journal":
-            self._settlement.give_up(lane, claim, "Unreadable", "its bytes in the journal are no event")
-            return None
-        try:
-            found = self.intake.rebind(lane, event)
-        except Exception as error:  # of a plugin's trigger; the event must end all the same
-            self._settlement.give_up(lane, claim, "Unreadable", f"{type(error).__name__} while it was matched: {error}")
-            return None
-        if found is None:
-            self._settlement.give_up(
-                lane, claim, "NoSuchTrigger", f"no trigger of {claim.function} matches {event.source} {event.subject!r} any more"
-            )
-        return found
-
-    def _wanted(self, lane: Lane, claim: Claim) -> bool:
-        """Whether a queue's message is one that its function wants; else it is deleted, as Lambda's event filtering does."""
-        trigger, event = lane.trigger, claim.event
-        if (
-            event.source != "journal"
-            and trigger is not None
-            and (trigger.wants(event) is None or not lane.function.lets_in(trigger, event))
-        ):
-            filter_out(lane, event)
-            self.journal.settle(claim, _DONE)
-            return False
-        return True
-
-    @staticmethod
-    def _loops(lane: Lane, event: Event) -> bool:
-        return lane.policy.recursive_loop == "terminate" and exhausted(event, lane.function.name)
-
-    def _give_up_for_age(self, lane: Lane, claim: Claim) -> None:
-        age = self._clock.monotonic() - claim.born
-        self._settlement.give_up(lane, claim, "EventAgeExceeded", f"it waited {age:.0f} s, max_age is {lane.policy.max_age:g} s")
-
     def _watch_age(self, lane: Lane) -> None:
         """While there is no slot for it, see that what gets too old ends nevertheless."""
         if lane.queue and lane.expiry is None:
@@ -580,7 +534,7 @@ class Engine:
         while lane.queue and self._clock.monotonic() - lane.queue[0].born > lane.policy.max_age:
             claim = lane.queue.popleft()
             self._credit(lane)
-            self._give_up_for_age(lane, claim)
+            self._settlement.give_up_for_age(lane, claim)
             if claim.key is not None:
                 lane.pass_on(claim.key)
         if (lane.waiting or lane.paused) and not self._stopping:

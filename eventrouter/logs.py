@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 logger = logging.getLogger("eventrouter.invocations")
 
-_BILLED_STEP: Final = 100  # milliseconds
+STEP: Final = 100  # milliseconds that a duration is rounded up to, where no setting says otherwise
 _KEPT: Final = 10_000  # lines
 _LONGEST: Final = 64 * 1024  # characters of a line; what goes on without an end is cut
 MAXRSS: Final = 1024 * 1024 if sys.platform == "darwin" else 1024  # of ru_maxrss: a megabyte
@@ -29,11 +29,14 @@ class Tail(Protocol):
 class Log:
     """One invocation's. It is in the router's log if `logged` and that takes it; `tail` has it in any case.
 
-    memory: of its environment, MB. echo: what isn't in the log is printed, as it would be without a tail.
+    memory: of its environment, MB. echo: what isn't in the log is printed, as it would be without a tail. step: see `STEP`.
     init: seconds that a cold start took. peak: memory at most, MB; 0: it is the router's own. report: the REPORT line, at the end.
     """
 
-    __slots__ = ("_began", "_echo", "_monotonic", "_rest", "_tail", "_told", "function", "id", "init", "logged", "memory", "peak", "report")
+    __slots__ = (
+        "_began", "_echo", "_monotonic", "_rest", "_step", "_tail", "_told", "function", "id", "init", "logged", "memory", "peak",
+        "report",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Log:
         logged: bool,
         tail: Tail | None = None,
         echo: bool = True,
+        step: int = STEP,
     ) -> None:
         self.function = function
         self.id = id
@@ -53,6 +57,7 @@ class Log:
         self.init: float | None = None
         self.peak = 0
         self.report = ""
+        self._step = step
         self._tail = tail
         self._echo = echo
         self._told = logged and wanted()
@@ -86,7 +91,7 @@ class Log:
         if self._rest:
             self._say(self._rest)
         self._mark(f"END RequestId: {self.id}")
-        billed = -(-max(milliseconds, 1) // _BILLED_STEP) * _BILLED_STEP
+        billed = -(-max(milliseconds, 1) // self._step) * self._step
         peak = self.peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // MAXRSS
         init = f"Init Duration: {self.init * 1000:.2f} ms\t" if self.init is not None else ""
         self.report = (

@@ -46,11 +46,15 @@ class Queue(msgspec.Struct, frozen=True):
 
 
 class Endpoint(NamedTuple):
-    """An HTTP endpoint of a source's own, on the router's port. method: "ANY" too. path: `/hooks/{name}`, `/files/{rest+}`."""
+    """An HTTP endpoint of a source's own, on the router's port. method: "ANY" too. path: `/hooks/{name}`, `/files/{rest+}`.
+
+    admin: it tells, or does, what is an administrator's business: only with the token of `[http] admin_token_hash`.
+    """
 
     method: str
     path: str
     answer: Callable[[HttpRequest], Awaitable[Response]]
+    admin: bool = False
 
 
 class Terms(msgspec.Struct, frozen=True):

@@ -17,9 +17,9 @@ import eventrouter.invoking
 from eventrouter import App, Batch, Role, allow, deny, invoke, on, permissions
 from eventrouter.cli import run
 from eventrouter.config import load_config
-from eventrouter.control import Operations
 from eventrouter.errors import AccessDenied, ConfigError
 from eventrouter.invoking import InvokeError
+from eventrouter.operations import Operations
 from eventrouter.plugins import load_plugins
 from eventrouter_http import http
 from eventrouter_s3 import Bucket

@@ -17,8 +17,8 @@ import pytest
 from calling_clients import BOX, BoxSource, Item
 from eventrouter import App, Event, Failed, Outcome, Response, Succeeded, TimedOut
 from eventrouter.config import load_config
-from eventrouter.control import Operations
 from eventrouter.journal.protocol import LetterQuery
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins, load_plugins
 from support import until
 

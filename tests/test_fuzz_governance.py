@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 import governance
 
 from eventrouter import on
-from eventrouter.control import _LIMIT, ControlServer, Operations, socket_path
+from eventrouter.control import _LIMIT, ControlServer, socket_path
+from eventrouter.operations import Operations
 from support import local, running
 
 

@@ -17,9 +17,9 @@ import pytest
 from eventrouter import App, Event, Failed, Interrupted, Outcome, Response, Succeeded, TimedOut, on
 from eventrouter.clock import Clock, ManualClock
 from eventrouter.config import load_config
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, Throttled
 from eventrouter.journal.protocol import LetterQuery
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter.runtimes.forking import cause_of_death
 from eventrouter.runtimes.process import IDLE
@@ -272,6 +272,7 @@ async def test_a_request_that_finds_none_free_is_throttled(tmp_path: Path) -> No
         await until(lambda: call.app.engine.lanes["who"].active)
         with pytest.raises(Throttled, match="all 1 environments"):
             await call("echo", 1)
+        assert call.app.engine.lanes["echo"].throttled == 1
         assert isinstance(await busy, Succeeded)
         assert await call("echo", 1) == Succeeded(1)
 

@@ -18,7 +18,7 @@ from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
 from eventrouter.journal import database, schema
 from eventrouter.journal.pages import Pages
-from eventrouter.journal.protocol import Claim, LetterQuery
+from eventrouter.journal.protocol import Claim, Ledger, LetterQuery, Usage
 from eventrouter.journal.salvage import salvage
 from eventrouter.journal.sqlite import SqliteJournal
 from eventrouter.model import Dead, Done, Event, RetryAt
@@ -35,6 +35,9 @@ async def fill(path: Path, clock: ManualClock) -> None:
     await journal.open()
     for key in range(300):
         await journal.put(f"cron/{key}", bytes(40))
+    for day in range(20):
+        await journal.books.enter(Ledger((Usage(day, "f", "{}", 1, 0, 0, 100, 12_800),), b'["a",%d]\n' % day))
+        await journal.books.enter(Ledger((), b'["b",%d]\n["c",%d]\n' % (day, day)))
     await journal.accept([Claim("f", Event("local", "put", "a", b"%d" % n, id=f"id {n}")) for n in range(ROWS // 2)])
     await journal.accept(entries("g", *range(ROWS // 2 - 20)))
     await journal.accept([Claim("long", Event("local", "put", "a", bytes([n]) * 20_000)) for n in range(20)])
@@ -121,7 +124,7 @@ async def test_where_nothing_is_damaged_the_copy_is_identical(path: Path) -> Non
     found = salvage(path)
     assert dump(path) == before
     assert found.invocations == {"waiting": 3_100, "running": 0, "dead": 400, "done": 400}  # what ran waits for the next start
-    assert found.others == {"seen": 2000, "state": 300, "archive": ROWS}
+    assert found.others == {"seen": 2000, "state": 300, "archive": ROWS, "usage": 20, "audit": 40, "audit_file": 0, "audit_head": 1}
     assert (found.damaged, found.unread) == ([], 0)
     assert found.aside == path.with_name("journal.db.damaged-1")
     assert found.aside.read_bytes() == bytes_before

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from eventrouter import App, Context, Plugin, Secret, on
 from eventrouter.app import open_keys
 from eventrouter.config import load_config
-from eventrouter.control import Operations, describe_function
 from eventrouter.errors import BadOption, ConfigError, EventRouterError, NotRunning, SecretError
 from eventrouter.model import Failed, Succeeded
+from eventrouter.operations import Operations, describe_function
 from eventrouter.plugins import Plugins
 from eventrouter.secrets import VARIABLE, KeyRing, Vault, rewrap, rewrap_file, seal, unseal
 from served import Place

@@ -13,10 +13,10 @@ import pytest
 
 from eventrouter import App, Batch, on
 from eventrouter.clock import ManualClock
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, Throttled
 from eventrouter.journal.protocol import LetterQuery
 from eventrouter.model import Succeeded
+from eventrouter.operations import Operations
 from eventrouter_sqs import Queue, sqs
 from served import Place, wait_for
 from support import advance, event, local, make_app, put, running, until

@@ -27,6 +27,8 @@ _COMMANDS = {
     "permissions": ("permissions", "Who may start a function, and what it may do: show, add, remove, simulate."),
     "dlq": ("dlq", "Dead letters: list, show, redrive, purge."),
     "secrets": ("secrets", "Encrypted configuration: init, encrypt, decrypt, rotate."),
+    "usage": ("usage", "What functions have used, and what it would cost."),
+    "audit": ("audit", "Who did what: query the audit log, or verify that it is whole."),
     "doctor": ("doctor", "What this machine can enforce, which plugins loaded, what is wrong."),
 }
 

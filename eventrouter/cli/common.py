@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import click
 
 from eventrouter.app import App
+from eventrouter.audit import Who
 from eventrouter.config import Config, load_config, seconds
-from eventrouter.control import Operations, ask
+from eventrouter.control import ask
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning
+from eventrouter.operations import Operations, perform
 from eventrouter.plugins import Plugins, load_plugins
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -76,7 +78,7 @@ class Place:
             app = self.app()
             await app.start(sources=False)
             try:
-                return await getattr(Operations(app, echo=False), command)(**arguments)
+                return await perform(Operations(app, echo=False), command, arguments, Who.me())
             finally:
                 await app.stop()
 
@@ -97,6 +99,13 @@ def since(text: str | None, option: str = "--since") -> float | None:
         return datetime.fromisoformat(text).astimezone().timestamp()
     except ValueError:
         raise ConfigError(f"{option}: {text!r} is no time; write 2h, 3d or 2026-01-31T08:00") from None
+
+
+def pair(text: str, option: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{option} {text!r}: write NAME=VALUE")
+    return key, value
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> str:

@@ -13,12 +13,12 @@ import click
 import msgspec
 
 from eventrouter.app import App, lock
-from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options
+from eventrouter.cli.common import Place, app_option, columns, dump, json_option, pair, place_options
 from eventrouter.cli.permissions import both_sides
 from eventrouter.cli.throttling import describe_limits
-from eventrouter.control import describe_function
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning, suggest
 from eventrouter.network import Network
+from eventrouter.operations import describe_function
 from eventrouter.throttling import NOTHING_SET, Setting, read_settings
 
 
@@ -58,7 +58,7 @@ def _permissions(place: Place, function: str) -> dict[str, Any]:
 @place_options
 def list_command(tags: tuple[str, ...], as_json: bool, apps: tuple[str, ...], config: Path | None, data: str | None) -> None:
     """Functions with their triggers, policy and tags."""
-    wanted = dict(_pair(tag, "--tag") for tag in tags)
+    wanted = dict(pair(tag, "--tag") for tag in tags)
     found = [f for f in _functions(Place(config, data, apps)) if all(f["tags"].get(k) == v for k, v in wanted.items())]
     if as_json:
         click.echo(dump(found))
@@ -136,7 +136,7 @@ def invoke_command(
 
     The result goes to standard output, logs and the REPORT line to standard error.
     """
-    given = dict(_pair(text, "--param") for text in parameters)
+    given = dict(pair(text, "--param") for text in parameters)
     answer = Place(config, data, apps).ask_or_do("invoke", function=function, payload=_payload(payload), parameters=given, later=later)
     if later:
         click.echo(f"accepted as event {answer['id']}")
@@ -176,10 +176,3 @@ def _payload(text: str | None) -> str:
         except OSError as error:
             raise ConfigError(f"{text[1:]}: {error.strerror}; @FILE names a file with the payload") from None
     return text
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"{option} {text!r}: write NAME=VALUE")
-    return key, value

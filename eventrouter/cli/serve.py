@@ -75,7 +75,8 @@ def _run(main: Coroutine[Any, Any, bool]) -> bool:
 
 async def _serve(app: App, reload_since: float | None) -> bool:
     """Serve until a signal comes (False) or a file has changed since that Unix time (True)."""
-    from eventrouter.control import ControlServer, Operations  # noqa: PLC0415
+    from eventrouter.control import ControlServer  # noqa: PLC0415
+    from eventrouter.operations import Operations  # noqa: PLC0415
 
     if any(isinstance(value, Secret) for function in app.functions.values() for value in function.policy.env.values()):
         # A crash must not write out what handlers have decrypted; 1 is also heard where cores go to a program's pipe.

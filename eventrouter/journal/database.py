@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import EllipsisType
@@ -18,6 +18,7 @@ from eventrouter.crashpoints import crash_point
 from eventrouter.errors import JournalError
 from eventrouter.journal import segments
 from eventrouter.journal.archive import Archive
+from eventrouter.journal.books import Books
 from eventrouter.journal.protocol import Claim, Letter, LetterQuery, Whereabouts, claim_id
 from eventrouter.journal.schema import APPLICATION, DONE, PARKED, STATES, UPGRADES, VERSION, make, readable
 from eventrouter.journal.segments import Segment
@@ -126,15 +127,16 @@ _FIND: Final = "SELECT seq, function, state, attempts, accepted, due, event FROM
 class Database:
     """path: None is in memory. dedupe, history: seconds that seen ids and done rows are kept.
 
-    archive: of what was accepted, for so many seconds.
+    archive: of what was accepted, for so many seconds. key: of the audit log's seals.
     live: how many events wait or run. taken: the rows without a key that wait by the file, and run. segments: those that are handed out.
     """
 
-    def __init__(self, path: Path | None, dedupe: float, history: float, archive: float = 0) -> None:
+    def __init__(self, path: Path | None, dedupe: float, history: float, archive: float = 0, key: Callable[[], bytes] = bytes) -> None:
         self._path = path
         self.dedupe = dedupe
         self._history = history
         self.archive = Archive(archive)
+        self.books = Books(key)
         self.live = 0
         self.taken: set[int] = set()
         self.segments: dict[int, Segment] = {}
@@ -159,6 +161,7 @@ class Database:
         try:
             self._check(look)
             self.archive.open(self._connection)
+            self.books.open(self._connection)
             return self._recover(now, running)
         except apsw.Error as error:
             self._connection.close()
@@ -291,6 +294,7 @@ class Database:
             crash_point("commit.after")
         except Exception as error:
             self.live = live
+            self.books.undo()
             self.taken |= self._put_back
             if self._connection.in_transaction:  # after some errors SQLite has rolled back by itself
                 with suppress(apsw.Error):

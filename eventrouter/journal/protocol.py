@@ -20,6 +20,53 @@ class Note(msgspec.Struct, frozen=True):
     ttl: float | None = None
 
 
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """What attempts at a function come to on one day; the journal adds up those of a day, function and tags.
+
+    day: since 1970, by UTC. tags: as JSON. invocations: attempts that ended, of which `errors` failed or were too slow.
+    throttles: requests that were turned away. billed: milliseconds. memory: MB times milliseconds. init: milliseconds of cold starts.
+    """
+
+    day: int
+    function: str
+    tags: str
+    invocations: int = 0
+    errors: int = 0
+    throttles: int = 0
+    billed: int = 0
+    memory: int = 0
+    init: int = 0
+
+
+class Ledger(msgspec.Struct, frozen=True, gc=False):
+    """What is written down of something, in the very transaction in which it ends. trail: lines for the audit log."""
+
+    usage: Sequence[Usage] = ()
+    trail: bytes = b""
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Records of the audit log that were written together. first: the number of the first; of each, what it says and its hash.
+
+    seal: vouches for the last hash, by a key that is kept elsewhere. place: where it was read.
+    """
+
+    first: int
+    records: list[bytes]
+    hashes: list[bytes]
+    seal: bytes
+    place: str = "the journal"
+
+
+class Head(msgspec.Struct, frozen=True):
+    """Where the audit log ends: the number and hash of its last record, and its seal. files: (first, last, digest) of its segments."""
+
+    last: int
+    hash: bytes
+    seal: bytes
+    files: list[tuple[int, int, bytes]]
+
+
 # Made by C, and out of the garbage collector's sight: nothing that it holds leads back to it.
 class Claim(msgspec.Struct, eq=False, gc=False):
     """One function, or queue, owed one event: what a journal accepts, and hands out as work of this process's until it is settled.
@@ -29,6 +76,7 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     note: written with it; while there is one of that key it is a repeat.
     The journal's: attempts, those charged so far. born: when it was accepted, in the clock's monotonic seconds, which no setting
     of the clock makes older. deaths: of the router, in a row, while it ran. redriven: it was a dead letter before.
+    began: when the attempt began that succeeded, if it ran with others.
     seq: which it is of all. size: bytes it takes in memory. mark, segment: where it is kept. held: it is handed out and not settled.
     """
 
@@ -47,6 +95,7 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     mark: int = -1
     held: bool = False
     segment: Any = None
+    began: float = 0.0
 
     @property
     def id(self) -> str:
@@ -135,6 +184,24 @@ class Whereabouts(msgspec.Struct, frozen=True):
     due: float
 
 
+class Books(Protocol):
+    """What is written down besides the events."""
+
+    def enter(self, ledger: Ledger) -> asyncio.Future[None]:
+        """Never blocks. Resolves when it is on disk; fails with JournalError when it could not be written."""
+
+    async def used(self, since: int, until: int) -> list[Usage]:
+        """Of the days from `since` to before `until`, in their order."""
+
+    async def blocks(self, after: int, most: int) -> tuple[list[Block], Head]:
+        """The audit log's records past `after` that are in no segment file, some `most` of them; and where it ended just then."""
+
+    async def head(self) -> Head: ...
+
+    async def filed(self, first: int, last: int, digest: bytes) -> None:
+        """These records are in a segment file of that digest now, and no longer in the journal."""
+
+
 class Journal(Protocol):
     """Every implementation passes `tests/journal_contract.py`. All calls are made on one event loop.
 
@@ -143,6 +210,9 @@ class Journal(Protocol):
 
     @property
     def fault(self) -> str: ...
+
+    @property
+    def books(self) -> Books: ...
 
     async def open(self) -> None:
         """Recover: the claims of a dead predecessor become claimable, uncharged.
@@ -178,10 +248,17 @@ class Journal(Protocol):
     def marker(self) -> Callable[[Claim | None], None]:
         """As `started`, for somebody who makes one attempt after another: to be called with the claim of each, and with None at the end."""
 
-    def settle(self, claim: Claim, decision: Decision, copies: Sequence[Claim] = (), notes: Sequence[Note] = ()) -> None:
+    def settle(
+        self,
+        claim: Claim,
+        decision: Decision,
+        copies: Sequence[Claim] = (),
+        notes: Sequence[Note] = (),
+        ledger: Ledger | None = None,
+    ) -> None:
         """Never blocks: joins the next commit, and what follows from it (copies, results) in the same. Repeated it is harmless."""
 
-    def finish(self, claims: Sequence[Claim]) -> None:
+    def finish(self, claims: Sequence[Claim], ledger: Ledger | None = None) -> None:
         """As `settle` for each, with `Done`; none has a key."""
 
     async def flush(self) -> None:

@@ -16,7 +16,7 @@ DONE: Final = 3
 STATES: Final = ("waiting", "running", "dead", "done", "waiting")  # 2 is a dead letter; -1 is the last
 
 APPLICATION: Final = 0x45565254  # "EVRT", in the file's header
-VERSION: Final = 5
+VERSION: Final = 6
 
 # In SQL the states are bare figures, as partial indexes are only used for those.
 # Rows of the memory window (state 1) are in no index: what runs at once costs one insert and one delete.
@@ -44,6 +44,13 @@ CREATE TABLE segment (
     seq INTEGER PRIMARY KEY, function TEXT NOT NULL, count INTEGER NOT NULL, accepted REAL NOT NULL, events BLOB NOT NULL) STRICT;
 CREATE INDEX segments ON segment (function, seq, count);
 CREATE TABLE progress (seq INTEGER PRIMARY KEY, done BLOB NOT NULL) STRICT;
+CREATE TABLE usage (
+    day INTEGER NOT NULL, function TEXT NOT NULL, tags TEXT NOT NULL, invocations INTEGER NOT NULL, errors INTEGER NOT NULL,
+    throttles INTEGER NOT NULL, billed INTEGER NOT NULL, memory INTEGER NOT NULL, init INTEGER NOT NULL,
+    PRIMARY KEY (day, function, tags)) STRICT, WITHOUT ROWID;
+CREATE TABLE audit (first INTEGER PRIMARY KEY, records BLOB NOT NULL, hashes BLOB NOT NULL, seal BLOB NOT NULL) STRICT;
+CREATE TABLE audit_file (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, digest BLOB NOT NULL) STRICT;
+CREATE TABLE audit_head (last INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL) STRICT;
 CREATE TABLE numbering (next INTEGER NOT NULL) STRICT;
 INSERT INTO numbering VALUES (0);
 """
@@ -60,6 +67,13 @@ UPGRADES: Final = {
         seq INTEGER PRIMARY KEY, function TEXT NOT NULL, count INTEGER NOT NULL, accepted REAL NOT NULL, events BLOB NOT NULL) STRICT;
         CREATE INDEX segments ON segment (function, seq, count);
         CREATE TABLE progress (seq INTEGER PRIMARY KEY, done BLOB NOT NULL) STRICT""",
+    5: """CREATE TABLE usage (
+        day INTEGER NOT NULL, function TEXT NOT NULL, tags TEXT NOT NULL, invocations INTEGER NOT NULL, errors INTEGER NOT NULL,
+        throttles INTEGER NOT NULL, billed INTEGER NOT NULL, memory INTEGER NOT NULL, init INTEGER NOT NULL,
+        PRIMARY KEY (day, function, tags)) STRICT, WITHOUT ROWID;
+        CREATE TABLE audit (first INTEGER PRIMARY KEY, records BLOB NOT NULL, hashes BLOB NOT NULL, seal BLOB NOT NULL) STRICT;
+        CREATE TABLE audit_file (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, digest BLOB NOT NULL) STRICT;
+        CREATE TABLE audit_head (last INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL) STRICT""",
 }
 
 

@@ -20,11 +20,24 @@ import msgspec
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
 from eventrouter.journal import queues, segments
+from eventrouter.journal.books import OpenBooks
 from eventrouter.journal.database import Database
-from eventrouter.journal.protocol import Archived, Claim, Letter, LetterQuery, Note, QueueDepth, Received, Whereabouts, claim_seq, is_queue
+from eventrouter.journal.protocol import (
+    Archived,
+    Claim,
+    Ledger,
+    Letter,
+    LetterQuery,
+    Note,
+    QueueDepth,
+    Received,
+    Whereabouts,
+    claim_seq,
+    is_queue,
+)  # fmt: skip
 from eventrouter.journal.running import Running
 from eventrouter.journal.segments import MOST, Part, cut
-from eventrouter.journal.writer import Accept, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
+from eventrouter.journal.writer import Accept, Accounted, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
 from eventrouter.model import Decision, Done, Event, Release, RetryAt
 
 T = TypeVar("T")
@@ -39,7 +52,7 @@ class SqliteJournal:
     """path: the file, made if missing; None is in memory. dedupe: seconds in which a repeated event id runs once.
 
     history: seconds that `find` knows of what is done, archive: that `archived` has what was accepted; 0 keeps nothing.
-    limits: when to accept no more.
+    limits: when to accept no more. key: of the audit log's seals.
     """
 
     def __init__(
@@ -51,6 +64,7 @@ class SqliteJournal:
         history: float = 0,
         archive: float = 0,
         limits: Limits | None = None,
+        key: Callable[[], bytes] = bytes,
     ) -> None:
         self.fault = ""
         self._fault_heard: Callable[[str], None] = lambda fault: None
@@ -58,7 +72,8 @@ class SqliteJournal:
         self._path = path
         self._limits = limits or Limits()
         self._pressure = ""
-        self._database = Database(path, dedupe, history, archive)
+        self._database = Database(path, dedupe, history, archive, key)
+        self.books = OpenBooks(self._ask)
         self._most: dict[str, int] = {}  # of each function, how many events a segment may have: no more than it may hold
         self._cuts = not history and not archive  # which keep events one by one
         self._writer: Writer | None = None
@@ -206,28 +221,35 @@ class SqliteJournal:
 
         return mark if place >= 0 else lambda claim: None
 
-    def settle(self, claim: Claim, decision: Decision, copies: Sequence[Claim] = (), notes: Sequence[Note] = ()) -> None:
+    def settle(
+        self,
+        claim: Claim,
+        decision: Decision,
+        copies: Sequence[Claim] = (),
+        notes: Sequence[Note] = (),
+        ledger: Ledger | None = None,
+    ) -> None:
         # The same row may have been handed out anew, but that is another claim.
         if not claim.held or self._put is _closed:
             return
         seq, function, key = claim.seq, claim.function, claim.key
         operation: Operation
         if isinstance(decision, Done) and key is None and not copies and not notes:
-            operation = [claim]
+            operation = [claim] if ledger is None else Accounted([claim], ledger)
         else:
             accept = self._accept(asyncio.get_running_loop().create_future(), copies, cuts=False) if copies else None
             packed = None if claim.segment is None or isinstance(decision, Done) else _packed(claim.event)
             if isinstance(decision, Done):
-                operation = Settlement("done", seq, claim, packed, accept, notes)
+                operation = Settlement("done", seq, claim, packed, accept, notes, ledger)
             elif isinstance(decision, RetryAt):
                 retry = (0 if key is None else -1, decision.at, decision.attempts, seq)
-                operation = Settlement("retries", retry, claim, packed, accept, notes)
+                operation = Settlement("retries", retry, claim, packed, accept, notes, ledger)
             elif isinstance(decision, Release):
-                operation = Settlement("released" if key is None else "parked", seq, claim, packed)
+                operation = Settlement("released" if key is None else "parked", seq, claim, packed, ledger=ledger)
             else:
                 texts = (_storable(decision.reason), _storable(decision.error_type), _storable(decision.error_message))
                 row = (self._clock.time(), decision.attempts, *texts, seq)
-                operation = Settlement("letters", row, claim, packed, accept, notes)
+                operation = Settlement("letters", row, claim, packed, accept, notes, ledger)
         self._running[function] -= 1
         claim.held = False
         if claim.mark >= 0:
@@ -243,7 +265,7 @@ class SqliteJournal:
         if isinstance(decision, RetryAt):
             self._announce(function, decision.at)
 
-    def finish(self, claims: Sequence[Claim]) -> None:
+    def finish(self, claims: Sequence[Claim], ledger: Ledger | None = None) -> None:
         held = [claim for claim in claims if claim.held]
         if not held or self._put is _closed:
             return
@@ -255,7 +277,7 @@ class SqliteJournal:
                 self._marks.end(claim.mark)
         self._running[function] -= len(held)
         self._freed[function] = self._freed.get(function, 0) + size
-        self._put(held)
+        self._put(held if ledger is None else Accounted(held, ledger))
 
     async def flush(self) -> None:
         await self._ask(_nothing)

@@ -17,7 +17,7 @@ from eventrouter.errors import JournalError
 from eventrouter.journal import segments
 from eventrouter.journal.backlog import Backlog, State
 from eventrouter.journal.database import CLOCK_STEP, START, Batch, Database
-from eventrouter.journal.protocol import Claim, Note
+from eventrouter.journal.protocol import Claim, Ledger, Note
 from eventrouter.journal.schema import PARKED, RUNNING, WAITING
 from eventrouter.journal.segments import Part, Segment
 
@@ -48,8 +48,21 @@ class Accept:
         self.answer = [True] * len(claims)
 
 
+class Accounted(list[Claim]):
+    """Completions, and what is written down of them."""
+
+    __slots__ = ("ledger",)
+
+    def __init__(self, claims: Sequence[Claim], ledger: Ledger) -> None:
+        super().__init__(claims)
+        self.ledger = ledger
+
+
 class Settlement(NamedTuple):
-    """One row of one of a Batch's lists. claim: whose it is; packed: its event, if it leaves a segment. copies, notes: written with it."""
+    """One row of one of a Batch's lists. claim: whose it is; packed: its event, if it leaves a segment.
+
+    copies, notes, ledger: written with it.
+    """
 
     into: Literal["done", "retries", "released", "parked", "letters"]
     row: Any
@@ -57,6 +70,7 @@ class Settlement(NamedTuple):
     packed: bytes | None = None
     copies: Accept | None = None
     notes: Sequence[Note] = ()
+    ledger: Ledger | None = None
 
 
 class Want(NamedTuple):
@@ -270,9 +284,11 @@ class Writer(Thread):
 
     def _write(self, commit: Commit) -> None:
         now = self._time(commit)
-        batch, copies = self._batch(commit, now)
+        batch, copies, ledgers = self._batch(commit, now)
         for function in self._database.settle(batch, now):
             self._go_back(self._lane(function))
+        if ledgers:
+            self._database.books.write(ledgers)
         if self._sated:
             self._digest()
         if self._hungry and commit.close is None:
@@ -290,16 +306,21 @@ class Writer(Thread):
                 self._wake_all()
         self._feel()
 
-    def _batch(self, commit: Commit, now: float) -> tuple[Batch, list[Accept]]:
+    def _batch(self, commit: Commit, now: float) -> tuple[Batch, list[Accept], list[Ledger]]:
         batch = Batch()
         copies: list[Accept] = []
+        ledgers: list[Ledger] = []
         segment: Segment | None = None
         for operation in commit.settled:
             if isinstance(operation, Settlement):
                 self._add(operation, batch, now)
                 if operation.copies is not None:
                     copies.append(operation.copies)
+                if operation.ledger is not None:
+                    ledgers.append(operation.ledger)
                 continue
+            if type(operation) is Accounted:
+                ledgers.append(operation.ledger)
             for claim in operation:
                 if claim.segment is None:
                     batch.done.append(claim.seq)
@@ -311,7 +332,7 @@ class Writer(Thread):
                     done, first = segment.done, segment.seq
                 done[claim.seq - first] = 1
                 batch.ended += 1
-        return batch, copies
+        return batch, copies, ledgers
 
     def _add(self, operation: Settlement, batch: Batch, now: float) -> None:
         claim = operation.claim

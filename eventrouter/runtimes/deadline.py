@@ -22,12 +22,14 @@ class Slot:
     its deadline is left at once.
     expiries: how often the deadline passed. interrupted: the router wants it to end.
     overran: `Overrun` was raised in it. steps: how many steps of handlers were made.
+    began: when the attempt did, in monotonic seconds, and 0 before. init: seconds that its environment took to start.
     keeper: what still runs of a handler that was left; its concurrency is free when that is done.
     step, throw: of its `stepper`. result, error: of what ended last. context, waits_for: of what has begun and waits.
     """
 
     __slots__ = (
-        "context", "deadline", "error", "expiries", "function", "interrupted", "keeper", "overran", "request", "result", "step", "steps",
+        "began", "context",
+        "deadline", "error", "expiries", "function", "init", "interrupted", "keeper", "overran", "request", "result", "step", "steps",
         "task", "throw", "waits_for",
     )  # fmt: skip
 
@@ -36,6 +38,7 @@ class Slot:
         self.function = function
         self.request = request
         self.deadline = inf
+        self.began = self.init = 0.0
         self.expiries = 0
         self.interrupted = False
         self.overran = False

@@ -44,7 +44,7 @@ class Call:
 
     __slots__ = ("caller", "chunks", "context", "done", "environment", "id", "job", "log", "number", "opened", "started")
 
-    def __init__(self, number: int, job: Job, started: Callable[[], None], log: Log | None) -> None:
+    def __init__(self, number: int, job: Job, started: Callable[[float], None], log: Log | None) -> None:
         loop = asyncio.get_running_loop()
         self.number = number  # in the order in which they came
         self.id = job.id

@@ -101,10 +101,11 @@ class ProcessRuntime:
             await template.close()
         await self._namespaces.close()
 
-    async def run(self, name: str, job: Job, started: Callable[[], None], log: Log | None = None, stream: Stream | None = None) -> Any:
+    async def run(self, name: str, job: Job, started: Callable[[float], None], log: Log | None = None, stream: Stream | None = None) -> Any:
         """What the handler returned. Raises HasFailed, PartialFailure.
 
-        started: called when it begins. log: of what it prints. stream: see `Router.request`.
+
+        started: called when it begins, with the seconds that a cold start took. log: of what it prints. stream: see `Router.request`.
         Cancelled, it kills the environment and waits until it is gone. Raises NoEnvironment when it is cancelled before it has one.
         """
         crew = self._crews[name]
@@ -177,7 +178,7 @@ class ProcessRuntime:
         """It goes on with the next of what it was sent."""
         call = environment.call = environment.ahead.popleft()
         environment.since = self._clock.monotonic()
-        call.started()
+        call.started(environment.init or 0.0)
         if call.log is not None:
             call.log.init = environment.init
             call.log.begin()

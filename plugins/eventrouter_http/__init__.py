@@ -30,6 +30,8 @@ class HttpConfig(msgspec.Struct, kw_only=True):
     read_timeout: seconds for a request's head, for its body, and that a connection may be idle.
     stage: "$default", or what paths begin with, as `prod` in `/prod/devices`; stage_variables: handed to Lambda functions.
     openapi: whether `/openapi.json` and `/docs` tell of the routes.
+    admin_token_hash: SHA-256, in hexadecimal, of the token that administrators send as `Authorization: Bearer TOKEN`.
+    auth_failures: wrong credentials a minute that one address may send before it has to wait; 0: no limit.
     auth, cors: for all routes that say nothing themselves. cert_file, key_file: PEM files; with them it speaks TLS.
     """
 
@@ -42,6 +44,8 @@ class HttpConfig(msgspec.Struct, kw_only=True):
     cors: Cors | None = None
     auth: str | dict[str, Any] | None = None
     api_keys: dict[str, ApiKey] = {}
+    admin_token_hash: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    auth_failures: Annotated[int, Meta(ge=0)] = 30
     openapi: bool = True
     cert_file: str | None = None
     key_file: str | None = None

@@ -24,6 +24,14 @@ BINARY = "application/octet-stream"
 NONE: Mapping[str, str] = {}
 # What the connection itself says; a handler's idea of it would break the answer.
 _OURS = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding", "upgrade"))
+# Of the router's own pages and errors; what handlers answer has the headers that they give it.
+SECURITY: Mapping[str, str] = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNFIT = re.compile(r"[\r\n\0]")
 
@@ -90,7 +98,7 @@ def _head(status: int, kind: str, second: int) -> bytes:
 def problem(status: int, detail: str, headers: Mapping[str, str] = NONE) -> web.Response:
     """An RFC 9457 problem."""
     body = msgspec.json.encode({"type": "about:blank", "title": _title(status), "status": status, "detail": detail})
-    return web.Response(body=body, status=status, content_type="application/problem+json", headers=headers)
+    return web.Response(body=body, status=status, content_type="application/problem+json", headers={**SECURITY, **headers})
 
 
 def throttled(error: Throttled) -> web.Response:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from eventrouter.errors import ConfigError
 
 _SOURCE = re.compile(r"\$(request\.(?P<place>header|querystring)|(?P<table>context|stageVariables))\.(?P<name>[\w.-]+)")
 CONTEXT = ("routeKey", "stage", "httpMethod", "path", "identity.sourceIp")
+_ADDRESSES = 4096  # of which wrong credentials are counted
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -146,6 +149,38 @@ class Keys:
         return 0.0 if bucket is None else bucket.take(now)
 
 
+class Failures:
+    """Counts wrong credentials by the address that they come from. most: a minute; 0: no limit."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def wait(self, address: str, now: float) -> float:
+        """How many seconds to wait until another try from there is looked at. now: monotonic seconds."""
+        bucket = self._buckets.get(_network(address)) if self._buckets else None
+        return 0.0 if bucket is None else bucket.wait(now)
+
+    def failed(self, address: str, now: float) -> None:
+        if not self._most:
+            return
+        place = _network(address)
+        bucket = self._buckets.setdefault(place, _Bucket(self._most / 60, self._most))
+        self._buckets.move_to_end(place)
+        if len(self._buckets) > _ADDRESSES:
+            self._buckets.popitem(last=False)
+        bucket.take(now)
+
+
+def _network(address: str) -> str:
+    """Of IPv6, the part that one customer has."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(int(ip) >> 64) if ip.version == 6 and ip.ipv4_mapped is None else address
+
+
 class _Bucket:
     __slots__ = ("_at", "_burst", "_rate", "_tokens")
 
@@ -160,6 +195,10 @@ class _Bucket:
             return (1 - self._tokens) / self._rate
         self._tokens -= 1
         return 0.0
+
+    def wait(self, now: float) -> float:
+        tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        return max(0.0, (1 - tokens) / self._rate)
 
 
 def identity_of(sources: Sequence[str], event: Mapping[str, Any], query: Mapping[str, Sequence[str]]) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,9 +14,9 @@ from aiohttp import web
 
 from eventrouter import Event, Failed, Interrupted, Router, Succeeded
 from eventrouter.errors import EventRouterError, Throttled
-from eventrouter_http import HttpConfig, HttpTrigger
+from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
 from eventrouter_http.answers import problem, throttled
-from eventrouter_http.auth import Auth, Authorizer, Jwt, Keys, Verdict, identity_of, verdict
+from eventrouter_http.auth import Auth, Authorizer, Failures, Jwt, Keys, Verdict, identity_of, verdict
 from eventrouter_http.payload import ACCOUNT, API, authorizer_event
 
 if TYPE_CHECKING:
@@ -31,18 +32,57 @@ class Guards:
     def __init__(self, config: HttpConfig, router: Router) -> None:
         self._router = router
         self._keys = Keys(config.api_keys)
+        self._failures = Failures(config.auth_failures)
+        self._admin = None if config.admin_token_hash is None else bytes.fromhex(config.admin_token_hash)
+        self._open = is_loopback(config.host)
         self._issuers: dict[tuple[str, str | None], KeySet] = {}
         self._verdicts: OrderedDict[bytes, tuple[float, Verdict]] = OrderedDict()
 
     def of(self, auth: Auth, trigger: HttpTrigger) -> Guard:
         """Raises EventRouterError when what it needs is not there."""
         if isinstance(auth, Jwt):
-            return self._jwt(auth)
+            return self._limited(self._jwt(auth))
         if isinstance(auth, Authorizer):
             if not self._router.has(auth.function):
                 raise EventRouterError(f"{trigger}: authorizer({auth.function!r}): no function has that name; mark one with @on()")
-            return self._authorizer(auth, trigger)
-        return self._api_key
+            return self._limited(self._authorizer(auth, trigger))
+        return self._limited(self._api_key)
+
+    def _limited(self, guard: Guard) -> Guard:
+        """An address that sends wrong credentials again and again has to wait. Without any it is told at once what is needed."""
+
+        async def check(event: Event, captures: Mapping[str, str]) -> dict[str, Any] | web.Response:
+            address, now = event.attributes["ip"], self._router.clock.monotonic()
+            if wait := self._failures.wait(address, now):
+                return _too_many(wait)
+            found = await guard(event, captures)
+            headers = event.attributes["headers"]
+            if isinstance(found, web.Response) and found.status in (401, 403) and ("authorization" in headers or "x-api-key" in headers):
+                self._failures.failed(address, now)
+            return found
+
+        return check
+
+    def admin(self, request: web.BaseRequest) -> web.Response | None:
+        """Why the request may not have what is administrators' business; None: it may."""
+        if self._admin is None:
+            return problem(403, "this needs an administrator's token, and there is none: [http] admin_token_hash is its SHA-256")
+        address, now = request.remote or "", self._router.clock.monotonic()
+        if wait := self._failures.wait(address, now):
+            return _too_many(wait)
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        digest = hashlib.sha256(token.strip().encode(errors="surrogateescape")).digest()
+        if hmac.compare_digest(digest, self._admin) and scheme.lower() == "bearer":
+            return None
+        if token:
+            self._failures.failed(address, now)
+        return problem(401, "an administrator's token is needed: send it as Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+
+    def may_know(self, request: web.BaseRequest) -> bool:
+        """Whether the request may see why something is wrong, which may name files and hosts."""
+        if self._admin is None:
+            return self._open
+        return "Authorization" in request.headers and self.admin(request) is None
 
     async def _api_key(self, event: Event, captures: Mapping[str, str]) -> dict[str, Any] | web.Response:
         name = self._keys.named(event.attributes["headers"].get("x-api-key", ""))
@@ -128,3 +168,7 @@ class Guards:
             if len(self._verdicts) > _KEPT:
                 self._verdicts.popitem(last=False)
         return found
+
+
+def _too_many(wait: float) -> web.Response:
+    return problem(429, "too many wrong credentials came from this address", {"Retry-After": str(math.ceil(wait))})

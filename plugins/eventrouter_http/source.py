@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 from aiohttp import ClientSession, HttpVersion11, web
 
-from eventrouter import Binding, Endpoint, Event, Failed, HttpRequest, Outcome, Router, Source, Succeeded, TimedOut
+from eventrouter import Binding, Endpoint, Event, Failed, Health, HttpRequest, Outcome, Router, Source, Succeeded, TimedOut
 from eventrouter.errors import AccessDenied, ConfigError, EventRouterError, InvalidPayload, JournalError, Throttled
 from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
-from eventrouter_http.answers import JSON, NONE, Plain, from_lambda, from_typed, problem, throttled
+from eventrouter_http.answers import JSON, NONE, SECURITY, Plain, from_lambda, from_typed, problem, throttled
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
 from eventrouter_http.cors import Cors
 from eventrouter_http.guards import Guard, Guards
@@ -33,7 +33,8 @@ class Route(NamedTuple):
 
 def _fixed(kind: str, body: bytes) -> Handle:
     # Its scripts and styles are in the page itself, and it talks to nobody else.
-    headers = {"Content-Type": kind, "Content-Security-Policy": "default-src 'self' 'unsafe-inline'"}
+    policy = "default-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+    headers = {**SECURITY, "Content-Type": kind, "Content-Security-Policy": policy, "X-Frame-Options": "SAMEORIGIN"}
 
     async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
         return web.Response(body=body, headers=headers)
@@ -46,6 +47,7 @@ class HttpSource(Source[HttpConfig]):
 
     def __init__(self, config: HttpConfig, router: Router) -> None:
         super().__init__(config, router)
+        self._guards = Guards(config, router)
         self._runner: web.ServerRunner | None = None
         self._site: web.TCPSite | None = None
         self._routes: Routes[Route] = Routes()
@@ -118,7 +120,7 @@ class HttpSource(Source[HttpConfig]):
     # Routes
 
     def _add_routes(self) -> None:
-        guards = Guards(self.config, self.router)
+        guards = self._guards
         for binding in self.router.bindings:
             trigger = binding.trigger
             assert isinstance(trigger, HttpTrigger)
@@ -195,11 +197,15 @@ class HttpSource(Source[HttpConfig]):
         return answer
 
     async def _healthz(self, request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
-        return web.Response(text="ok")
+        return web.Response(text="ok", headers=SECURITY)
 
     async def _readyz(self, request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
         health = self.router.health()
-        return web.Response(body=msgspec.json.encode(health), content_type=JSON, status=200 if health.ready else 503)
+        if not self._guards.may_know(request):
+            sources = {name: state if state in ("live", "starting") else "lost" for name, state in health.sources.items()}
+            health = Health(health.ready, "accepting" if health.journal == "accepting" else "refusing", sources)
+        status = 200 if health.ready else 503
+        return web.Response(body=msgspec.json.encode(health), content_type=JSON, status=status, headers=SECURITY)
 
     async def _miss(self, request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response:
         path = request.rel_url.path_safe
@@ -222,6 +228,8 @@ class HttpSource(Source[HttpConfig]):
         """An endpoint of another source's."""
 
         async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response | Plain:
+            if endpoint.admin and (refused := self._guards.admin(request)) is not None:
+                return refused
             body = await read_body(request, self.config)
             url, headers = request.rel_url, tuple(request.headers.items())
             asked = HttpRequest(request.method, url.path, captures, url.raw_query_string, headers, body, request.remote or "")

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import msgspec
 
 from eventrouter import App, on
-from eventrouter.control import ControlServer, Operations, socket_path
+from eventrouter.control import ControlServer, socket_path
 from eventrouter.errors import BadOption, SecretError
+from eventrouter.operations import Operations
 from eventrouter.secrets import VARIABLE, KeyRing, Secret, Vault, rewrap_file, seal, unseal
 from support import local, running
 
