@@ -18,7 +18,7 @@ from typing import Any
 import apsw
 import pytest
 
-from eventrouter import Event, on
+from eventrouter import Event, Role, allow, on
 from eventrouter.audit import Query, Trail, Verified, Who, _name, _write, read_key
 from eventrouter.clock import ManualClock
 from eventrouter.control import ControlServer, ask, peer, socket_path
