@@ -10,7 +10,7 @@ import msgspec
 
 from benchmarks.measure import end_in_order
 
-NAMES = ("dispatch", "durable", "http", "mqtt", "process", "start", "backlog", "patterns", "routes", "fanout", "accounts")
+NAMES = ("dispatch", "durable", "http", "mqtt", "process", "calls", "start", "backlog", "patterns", "routes", "fanout", "accounts")
 ON_REQUEST = ("soak", "stages")
 WITH_PEERS = ("durable",)
 

@@ -29,7 +29,9 @@ from eventrouter.model import (
 )
 from eventrouter.network import Network, egress
 from eventrouter.paths import json_path
+from eventrouter.permissions import Role, allow, deny
 from eventrouter.retry import delays, exponential, fixed, lambda_
+from eventrouter.secrets import Secret
 from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Terms
 from eventrouter.wildcards import Wildcards
 
@@ -64,7 +66,9 @@ __all__ = [
     "Reject",
     "Response",
     "Retry",
+    "Role",
     "Router",
+    "Secret",
     "Source",
     "Succeeded",
     "Terms",
@@ -72,8 +76,10 @@ __all__ = [
     "Trigger",
     "Wild",
     "Wildcards",
+    "allow",
     "call_from_thread",
     "delays",
+    "deny",
     "egress",
     "exponential",
     "fixed",

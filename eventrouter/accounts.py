@@ -13,11 +13,11 @@ from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
 from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim, Journal, Ledger, Usage
+from eventrouter.logs import STEP
 from eventrouter.model import Event, Failed, Interrupted, Outcome, Succeeded, TimedOut
 from eventrouter.runtimes.deadline import Slot
 
 log = logging.getLogger("eventrouter")
-_MEMORY: Final = 128  # MB, of a function that doesn't say; as in Lambda
 _EVERY: Final = 1.0  # seconds between writes of what requests have used
 _DAY: Final = 86_400
 _LEAST: Final = 1e-6  # seconds
@@ -44,6 +44,7 @@ class Accounts:
         self._journal = journal
         self._clock = clock
         self._step = step
+        self.billed = step or STEP  # what reports round to, metered or not
         self._short = step / 1000 - _LEAST  # seconds of what is billed as one step, however it is rounded
         self._records = records
         self._of = {name: _account(function) for name, function in functions.items()}
@@ -199,7 +200,7 @@ class Accounts:
 
 def _account(function: Function) -> _Of:
     policy = function.policy
-    return _Of(function.name, msgspec.json.encode(policy.tags, order="sorted").decode(), policy.memory or _MEMORY)
+    return _Of(function.name, msgspec.json.encode(policy.tags, order="sorted").decode(), function.memory)
 
 
 def joined(one: Ledger | None, other: Ledger | None) -> Ledger | None:

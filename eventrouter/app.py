@@ -20,26 +20,36 @@ import msgspec
 from msgspec.structs import replace
 
 from eventrouter import crashpoints
+from eventrouter.access import SENDS_TO_FUNCTIONS, Access
 from eventrouter.accounts import Accounts
 from eventrouter.audit import Trail, Who, read_key
 from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
-from eventrouter.errors import ConfigError, JournalError, suggest
+from eventrouter.errors import ConfigError, JournalError, SecretError, suggest
 from eventrouter.functions import Collected, Function, collect, is_foreign, load
-from eventrouter.invoking import Here, make_here
+from eventrouter.invoking import Here, invoke, make_here
 from eventrouter.journal.protocol import Journal
-from eventrouter.model import Event, Notice, Outcome
+from eventrouter.lineage import cause
+from eventrouter.logs import captured
+from eventrouter.model import ACCOUNT, REGION, Event, Notice, Outcome
 from eventrouter.network import Network
+from eventrouter.permissions import Role, require
 from eventrouter.plugins import Plugins, load_plugins, make_trigger
+from eventrouter.runtimes.calls import Clients
 from eventrouter.runtimes.frames import Recipe
 from eventrouter.runtimes.netns import refusal
 from eventrouter.runtimes.process import ProcessRuntime
 from eventrouter.runtimes.programs import find_program
+from eventrouter.secrets import FILE as KEY_FILE
+from eventrouter.secrets import KeyRing, MasterKeys, Secret, Vault
 from eventrouter.sources import Binding, Router, Source, Supervisor, Terms, make_current
 
 log = logging.getLogger("eventrouter")
+
+
+KEY_ARN = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/eventrouter"  # of all master keys, whichever is the present one
 
 
 class App:
@@ -69,7 +79,11 @@ class App:
         self.modules = self._import(modules, folder or Path())
         self.collected = self._collect()
         self.functions = self.collected.functions
+        self.roles = self._find_roles()
         self._check()
+        self.vault = Vault(open_keys(self.config, self.plugins))
+        for function in self.functions.values():
+            function.decrypt = partial(self.decrypt, function)
         self._place_in_networks()
         self.journal: Journal = self._make_journal()
         durable = self.config.journal.url != "memory"
@@ -78,6 +92,8 @@ class App:
         metering, records = self.config.metering, self.config.audit.invocations
         accounts = Accounts(self.functions, self.journal, self.clock, metering.step if metering.enabled else 0, records=records)
         self.engine: Engine = Engine(self.functions, self.journal, self.clock, self.config.app.concurrency, self._processes, accounts)
+        self.access = Access(self.functions, self.roles, self._sends, self.engine, self.journal, self.clock)
+        self._check_rights()
         self.sources: dict[str, Source[Any]] = {}
         self.supervisor: Supervisor | None = None
         self._stack: AsyncExitStack | None = None
@@ -114,6 +130,7 @@ class App:
         plugins = [plugin for plugin in self.plugins.by_name.values() if plugin.handlers is not None]
         theirs = [handler for plugin in plugins for handler in plugin.handlers(self.config.plugins.get(plugin.name))]  # type: ignore[misc]
         collected = collect(self.modules, overrides, theirs)
+        self._plugins_own = {id(handler) for handler in theirs}
         if not collected.functions:
             names = ", ".join(getattr(module, "__file__", None) or module.__name__ for module in self.modules)
             raise ConfigError(f"no handlers in {names}; mark a function with @on(...)")
@@ -149,6 +166,28 @@ class App:
             if function.network is not None and (refused := refusal(function.network)):
                 raise ConfigError(f"{place} {function.network.name!r} can't be enforced: {refused}")
 
+    def _find_roles(self) -> dict[str, Role]:
+        """Of the functions that have one; those of plugins need none."""
+        nothing = Role("none") if self.config.app.default_role == "none" else None
+        roles = {
+            name: function.policy.role or (None if id(function.handler) in self._plugins_own else nothing)
+            for name, function in self.functions.items()
+        }
+        return {name: role for name, role in roles.items() if role is not None}
+
+    def _check_rights(self) -> None:
+        """A function's role must let it send where its dead letters and records go, as in Lambda."""
+        for name in self.roles:
+            function = self.functions[name]
+            for what in ("dlq", "on_success", "on_failure"):
+                target = getattr(function.policy, what)
+                if target is not None:
+                    self.access.check_destination(name, f"{function.place}: {name}: {what}={target!r}", *parse_destination(target, what))
+
+    @property
+    def _sends(self) -> dict[str, tuple[str, str]]:
+        return {"lambda": SENDS_TO_FUNCTIONS} | {name: plugin.sends for name, plugin in self.plugins.by_name.items() if plugin.sends}
+
     def _check_policy_destination(self, function: Function, what: str) -> None:
         target = getattr(function.policy, what)
         if target is None:
@@ -181,14 +220,11 @@ class App:
         return [Binding(f, trigger) for f in self.functions.values() for trigger in f.triggers if trigger.source == source]
 
     def _make_processes(self, folder: Path) -> ProcessRuntime | None:
-        isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
         importable = {id(value) for module in self._importable for value in vars(module).values()}
-        for name, function in isolated.items():
-            if id(function.handler) not in importable and not function.foreign:
-                raise ConfigError(
-                    f'{function.place}: {name}: isolation="process" needs a handler that another process can import: one at the top level '
-                    "of a module that the App is given by name or file"
-                )
+        for function in self.functions.values():
+            if function.isolation == "process" and id(function.handler) not in importable and not function.foreign:
+                function.run_in_threads()
+        isolated = {name: function for name, function in self.functions.items() if function.isolation == "process"}
         if not isolated:
             return None
         overrides: dict[str, dict[str, Any]] = {}
@@ -205,9 +241,13 @@ class App:
                 raise ConfigError(f"{data} holds the app, and isolated functions don't see the data folder; give --data one of its own")
         hidden = [str(path.resolve()) for path in (data, self.config.file) if path is not None]
         key = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
-        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides, hidden, key)
+        clients = Clients(
+            [cls for plugin in self.plugins.by_name.values() for cls in plugin.clients],
+            {"invoke": invoke.__call__, "decrypt": self._decrypt},
+        )
+        recipe = Recipe([(name, str(base.resolve())) for name, base in self._named], list(sys.path), overrides, hidden, key, clients.names)
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
-        return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit)
+        return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit, clients)
 
     def _make_journal(self) -> Journal:
         from eventrouter.journal.sqlite import SqliteJournal  # noqa: PLC0415 - apsw is not needed to list functions
@@ -253,23 +293,31 @@ class App:
                 stack.push_async_callback(self.trail.close)
             else:
                 stack.callback(self.engine.accounts.flush)
+            await self.access.load()
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
             make_current(self.sources)
+            if self._processes is not None:  # beside all else that starts; without sources only if a command needs it
+                self._processes.start(load=sources)
+                stack.push_async_callback(self._processes.close)
+            if any(function.logs and function.isolation != "process" for function in self.functions.values()):
+                stack.enter_context(captured())
             self.supervisor = Supervisor(self.sources, self.clock, lambda: self.journal.fault, self.engine.notices)
             stack.push_async_callback(self.supervisor.close)
             stack.push_async_callback(self._run_stops)
+            await self.engine.throttling.restore()
             for function in self.collected.starts:
                 await _call(function)
             # From here on in this order at stop: intake ends, handlers drain, then what they share is closed.
             stack.push_async_callback(self._drain)
             self.engine.watch()
-            if self._processes is not None:
-                await self._processes.start()
             if sources:
+                self.check_secrets()
                 await self.engine.start()
                 stack.push_async_callback(self.supervisor.stop)
                 await self.supervisor.start()
+            if self._processes is not None:
+                await self._processes.ready()
             self._stack = stack.pop_all()
 
     async def stop(self) -> None:
@@ -281,6 +329,26 @@ class App:
     async def run_now(self, name: str, event: Event, parameters: Mapping[str, str]) -> Outcome:
         """Invoke a function directly. Raises ConfigError when there is none of that name, Throttled."""
         return await self.engine.invoke(self.lane(name), None, event, parameters)
+
+    def decrypt(self, function: Function, value: str) -> str:
+        """What `context.decrypt` gives a function. Raises SecretError, AccessDenied."""
+        require("kms:Decrypt", KEY_ARN)
+        return self.vault.decrypt(function.name, function.policy.env, value)
+
+    async def _decrypt(self, value: str) -> str:
+        """The same for who calls from a process: the function that runs here."""
+        return self.decrypt(self.functions[self.engine.intake.running(cause.get())], value)
+
+    def check_secrets(self) -> None:
+        """See at once whether each can be decrypted; key services may be slow, and are not asked. Raises ConfigError."""
+        if isinstance(self.vault.keys, KeyRing):
+            for function in self.functions.values():
+                for name, value in function.policy.env.items():
+                    if isinstance(value, Secret):
+                        try:
+                            self.decrypt(function, value.secret)
+                        except SecretError as error:
+                            raise ConfigError(f"{function.place}: {function.name}: env {name}: {error}") from None
 
     def lane(self, name: str) -> Any:
         try:
@@ -309,7 +377,7 @@ class App:
     def _inventory(self) -> dict[str, Any]:
         """What the audit log says of a start: the functions, and a digest of what starts them and how they are treated."""
         policies = [(name, list(map(str, f.triggers)), replace(f.policy, env={})) for name, f in self.functions.items()]
-        digest = hashlib.sha256(msgspec.json.encode(policies, order="sorted", enc_hook=str)).hexdigest()
+        digest = hashlib.sha256(msgspec.json.encode(policies, order="sorted", enc_hook=_shown)).hexdigest()
         return {"pid": os.getpid(), "functions": sorted(self.functions), "policiesSha256": digest}
 
     async def _stopped(self) -> None:
@@ -330,6 +398,23 @@ class App:
                 await _call(function)
             except Exception:
                 log.exception("on_stop %s failed", function.__name__, extra={"action": "stop.failed"})
+
+
+def open_keys(config: Config, plugins: Plugins) -> MasterKeys:
+    """The master keys that the configuration names; whether there are any is seen when they are used. Raises ConfigError."""
+    provider, file = config.secrets.provider, config.secrets.key_file
+    if provider is None:
+        return KeyRing(config.base / file if file is not None else config.data / KEY_FILE, os.environ)
+    known = {name for name, plugin in plugins.by_name.items() if plugin.keys is not None}
+    if provider not in known:
+        raise ConfigError(f"[secrets] provider: no plugin {provider!r} keeps keys{suggest(provider, known)}")
+    make = plugins.by_name[provider].keys
+    assert make is not None
+    return make(config.plugins.get(provider))
+
+
+def _shown(value: Any) -> Any:
+    return value.policies if isinstance(value, Role) else str(value)
 
 
 async def _call(function: Callable[[], Any]) -> None:

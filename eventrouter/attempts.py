@@ -10,8 +10,6 @@ from itertools import repeat
 from math import inf
 from typing import Any
 
-from msgspec.structs import replace
-
 from eventrouter.batches import Malformed, PartialFailure, failed_items
 from eventrouter.binding import BatchBinder, Binder, Dependencies
 from eventrouter.clock import Clock
@@ -21,13 +19,15 @@ from eventrouter.functions import Function
 from eventrouter.journal.protocol import Claim
 from eventrouter.lanes import Callers, Found, Lane
 from eventrouter.lineage import set_cause
-from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Response, Stream, Succeeded, TimedOut
+from eventrouter.logs import STEP, Log, current, wanted
+from eventrouter.model import Context, Event, Failed, Interrupted, Outcome, Stream, Succeeded, TimedOut
 from eventrouter.runtimes.deadline import LeftRunning, Overrun, Slot, Sweeper, finish
-from eventrouter.runtimes.environments import NoEnvironment
+from eventrouter.runtimes.environments import HasFailed, NoEnvironment
 from eventrouter.runtimes.failures import failure
 from eventrouter.runtimes.frames import Job
 from eventrouter.runtimes.process import ProcessRuntime
 from eventrouter.runtimes.programs import INIT
+from eventrouter.runtimes.streams import collect, consume, is_streamed, streamed, with_chunks
 from eventrouter.runtimes.thread import ThreadRuntime
 
 # A claim, what it is for if an attempt at it has begun, and what came of that; no outcome: its handler waits for something.
@@ -53,22 +53,21 @@ class Bound:
 
 
 class Attempts:
-    """Runs handlers, each attempt under its function's time-out."""
+    """Runs handlers, each attempt under its function's time-out. step: of what is billed, milliseconds."""
 
-    def __init__(self, clock: Clock, processes: ProcessRuntime | None = None) -> None:
+    def __init__(self, clock: Clock, processes: ProcessRuntime | None = None, step: int = STEP) -> None:
         self.dependencies = Dependencies()
         self.sweeper = Sweeper(clock)
         self._monotonic = clock.monotonic
         self._threads = ThreadRuntime()
         self._processes = processes
+        self._step = step
 
     async def close(self) -> None:
         try:
             await self.dependencies.close()
         finally:
             self._threads.close()
-            if self._processes is not None:
-                await self._processes.close()
 
     def begin(
         self,
@@ -96,20 +95,22 @@ class Attempts:
             call: Coroutine[Any, Any, Any]
             if function.isolation == "process":
                 slot.began = 0.0
-                call = self._isolated(lane, binder, event, captures, of if isinstance(of, str) else of.id, slot)
+                call = self._isolated(lane, binder, event, captures, of if isinstance(of, str) else of.id, slot, stream)
             else:
                 context = None
                 if binder.needs_context or binder.depends:
                     id = of if isinstance(of, str) else of.id
-                    context = Context(function.name, id, deadline, self._monotonic, function.policy.env, attempt)
+                    context = Context(function.name, id, deadline, self._monotonic, function.env, attempt, function.decrypt)
                 slot.began = now
                 args, kwargs = binder.bind(event, captures, context)
                 if lane.plain:
                     call = function.handler(*args, **kwargs)
                     if stream is not None:
-                        call = _streamed(stream, call)
+                        call = streamed(stream, call)
                 else:
                     call = self._call(function, args, kwargs, event, context, stream)
+                    if function.logs and (log := self._log(function, of if isinstance(of, str) else of.id)) is not None:
+                        call = _logged(log, call)
         except (Exception, SystemExit) as error:
             slot.error = error
             return self._ended(lane, binder, slot)
@@ -223,14 +224,32 @@ class Attempts:
             if slot.overran:
                 return TimedOut(lane.policy.timeout)
             # Of a batch, the events that it doesn't name have succeeded.
-            if isinstance(error, _HasFailed):
+            if isinstance(error, HasFailed):
                 return error.outcome
             return Succeeded(error) if isinstance(error, PartialFailure) and isinstance(binder, Bound) else failure(error)
         finally:
             _rest(slot)
             del error  # its traceback holds this frame
 
-    async def _isolated(self, lane: Lane, binder: Binder | Bound, event: Event, captures: Mapping[str, str], id: str, slot: Slot) -> Any:
+    def _log(self, function: Function, id: str) -> Log | None:
+        """Where it goes what the invocation prints, if not to standard output."""
+        log = current.get()
+        if log is not None and log.id == id:  # somebody waits for it
+            return log
+        return (
+            Log(function.name, id, function.memory, self._monotonic, logged=True, step=self._step) if function.logs and wanted() else None
+        )
+
+    async def _isolated(
+        self,
+        lane: Lane,
+        binder: Binder | Bound,
+        event: Event,
+        captures: Mapping[str, str],
+        id: str,
+        slot: Slot,
+        stream: Stream | None,
+    ) -> Any:
         """Run it in an environment. The time-out counts from when it has one; an event may wait for that as long as for anything."""
         policy = lane.policy
         if not slot.request:
@@ -250,12 +269,8 @@ class Attempts:
         events = [(event.pack(), dict(captures), event.attempt) for event, captures in pairs]
         number = lane.function.trigger_number(binder.of if isinstance(binder, Bound) else binder)
         assert self._processes is not None
-        result = await self._processes.run(lane.function.name, Job(id, number, events, policy.timeout, batch), started)
-        if isinstance(result, Failed):
-            raise _HasFailed(result)
-        if isinstance(result, PartialFailure):
-            raise result
-        return result
+        job = Job(id, number, events, policy.timeout, batch)
+        return await self._processes.run(lane.function.name, job, started, self._log(lane.function, id), stream)
 
     async def _call(
         self,
@@ -275,7 +290,7 @@ class Attempts:
 
     async def _call_with(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], stream: Stream | None) -> Any:
         if function.streams:
-            return await (stream or _collect)(function.handler(*args, **kwargs))
+            return await (stream or collect)(function.handler(*args, **kwargs))
         if function.is_async:
             result = await function.handler(*args, **kwargs)
         elif function.isolation == "inline":
@@ -283,9 +298,9 @@ class Attempts:
         else:
             result = await self._threads.run(function.handler, args, kwargs)
             if stream is not None and is_streamed(result):
-                return await stream(_with_chunks(result, self._pulled))
+                return await stream(with_chunks(result, self._pulled))
         if stream is not None and is_streamed(result):  # here, where what the handler depends on is still open
-            return await _consume(stream, result)
+            return await consume(stream, result)
         return result
 
     async def _pulled(self, chunks: Iterator[Any]) -> AsyncIterator[Any]:
@@ -299,21 +314,23 @@ class Attempts:
                 await self._threads.run(chunks.close, (), {})
 
 
+async def _logged(log: Log, call: Coroutine[Any, Any, Any]) -> Any:
+    current.set(log)
+    log.begin()
+    try:
+        return await call
+    finally:
+        log.end()
+
+
 def _callers(lane: Lane) -> Callers:
     """By trigger, what makes a handler's coroutine from an event, where that is all that an attempt needs."""
-    if not (lane.plain and lane.forgets) or lane.filters or ARMED:
+    if not (lane.plain and lane.forgets) or lane.filters or lane.rate is not None or ARMED:
         return {}
     binders = lane.function.binders
     if any(isinstance(binder, BatchBinder) or binder.needs_context for binder in binders.values()):
         return {}
     return {trigger: binder.caller(lane.function.handler) for trigger, binder in binders.items() if isinstance(binder, Binder)}
-
-
-class _HasFailed(Exception):
-    """A handler that ran elsewhere has failed; what that is was said there."""
-
-    def __init__(self, outcome: Failed) -> None:
-        self.outcome = outcome
 
 
 def _rest(slot: Slot) -> None:
@@ -324,52 +341,6 @@ def _rest(slot: Slot) -> None:
         for _ in range(slot.expiries + slot.interrupted):
             slot.task.uncancel()
         slot.expiries = 0
-
-
-_WHOLE = frozenset((dict, list, str, bytes, int, float, bool, type(None)))
-
-
-def is_streamed(result: Any) -> bool:
-    """Whether a handler's answer comes in chunks."""
-    if type(result) in _WHOLE:  # the usual case
-        return False
-    return isinstance(result.body if isinstance(result, Response) else result, AsyncIterator | Iterator)
-
-
-def _with_chunks(result: Any, convert: Callable[[Iterator[Any]], AsyncIterator[Any]]) -> Any:
-    """The answer, its chunks in an async iterator."""
-    chunks = result.body if isinstance(result, Response) else result
-    if isinstance(chunks, AsyncIterator):
-        return result
-    return replace(result, body=convert(chunks)) if isinstance(result, Response) else convert(chunks)
-
-
-async def _streamed(stream: Stream, call: Coroutine[Any, Any, Any]) -> Any:
-    result = await call
-    return await _consume(stream, result) if is_streamed(result) else result
-
-
-async def _consume(stream: Stream, result: Any) -> Any:
-    return await stream(_with_chunks(result, _stepped))
-
-
-async def _stepped(chunks: Iterator[Any]) -> AsyncIterator[Any]:
-    try:
-        for chunk in chunks:
-            yield chunk
-    finally:
-        if isinstance(chunks, Generator):
-            chunks.close()
-
-
-async def _collect(chunks: AsyncIterator[Any]) -> Any:
-    """What a generator comes to when nobody takes it chunk by chunk: text, bytes, or else a list."""
-    items = [chunk async for chunk in chunks]
-    if items and all(isinstance(item, str) for item in items):
-        return "".join(items)
-    if items and all(isinstance(item, bytes) for item in items):
-        return b"".join(items)
-    return items
 
 
 def read_batch(

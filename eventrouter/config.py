@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -25,13 +25,15 @@ class AppConfig(msgspec.Struct, kw_only=True):
     data: DIR. drain: seconds.
 
     concurrency: how many attempts and requests run at once in all.
-    processes: how many environments of isolated functions there are at most; None: 4 per CPU."""
+    processes: how many environments of isolated functions there are at most; None: 4 per CPU.
+    default_role: what functions without `role` may do: "unrestricted", everything within this app, or "none", nothing."""
 
     modules: tuple[str, ...] | None = None
     data: str = ".eventrouter"
     drain: Annotated[float, Meta(ge=0)] = 30.0
     concurrency: Annotated[int, Meta(ge=1)] = 1000
     processes: Annotated[int, Meta(ge=1)] | None = None
+    default_role: Literal["unrestricted", "none"] = "unrestricted"
 
 
 class JournalConfig(msgspec.Struct, kw_only=True):
@@ -47,6 +49,13 @@ class JournalConfig(msgspec.Struct, kw_only=True):
     dedupe: str | float = "24h"
     history: str | float = 0
     archive: str | float = 0
+
+
+class SecretsConfig(msgspec.Struct, kw_only=True):
+    """`[secrets]`. key_file: where the master keys are; None: DIR/master.keys. provider: a plugin that keeps them instead."""
+
+    key_file: str | None = None
+    provider: str | None = None
 
 
 class MeteringConfig(msgspec.Struct, kw_only=True):
@@ -81,6 +90,7 @@ class Config(msgspec.Struct, kw_only=True):
 
     app: AppConfig
     journal: JournalConfig
+    secrets: SecretsConfig = msgspec.field(default_factory=SecretsConfig)
     metering: MeteringConfig
     audit: AuditConfig
     functions: dict[str, dict[str, Any]]
@@ -97,6 +107,7 @@ class Config(msgspec.Struct, kw_only=True):
 _OWN: dict[str, type[msgspec.Struct] | None] = {
     "app": AppConfig,
     "journal": JournalConfig,
+    "secrets": SecretsConfig,
     "metering": MeteringConfig,
     "audit": AuditConfig,
 }

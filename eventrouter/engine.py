@@ -16,16 +16,15 @@ from eventrouter.accounts import Accounts, joined
 from eventrouter.attempts import Attempts, Bound, Stop, describe, outcomes_of, read_batch
 from eventrouter.byhand import ByHand
 from eventrouter.clock import Clock
-from eventrouter.contents import filter_out
 from eventrouter.crashpoints import crash_point
-from eventrouter.errors import JournalError, Throttled
+from eventrouter.errors import AccessDenied, JournalError, Throttled
 from eventrouter.functions import Function, Idempotent
 from eventrouter.idempotency import Results
 from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Claim, Journal, Ledger, Note
 from eventrouter.lanes import Found, Lane
-from eventrouter.limits import share_out
-from eventrouter.lineage import ATTRIBUTE, cause, exhausted, extend, inherit, set_cause, tell
+from eventrouter.limits import Account, Rate
+from eventrouter.lineage import cause, extend, inherit, set_cause, tell
 from eventrouter.model import (
     NOTHING,
     Decision,
@@ -33,7 +32,6 @@ from eventrouter.model import (
     Event,
     Failed,
     Interrupted,
-    Notice,
     Outcome,
     Release,
     RetryAt,
@@ -48,6 +46,7 @@ from eventrouter.runtimes.process import ProcessRuntime
 from eventrouter.runtimes.watchdog import Watchdog
 from eventrouter.settlement import Settlement
 from eventrouter.sources import Binding
+from eventrouter.throttling import Throttling
 
 log = logging.getLogger("eventrouter")
 _WINDOW = 16_384  # claims in memory, all functions together ...
@@ -57,8 +56,6 @@ _SWITCH = 0.0001
 _YOUNG = 50_000  # objects; at Python's 700 the collector looks through all that waits in memory again and again: a sixth of the time
 _TURN = 64  # events a worker may run before the loop gets its turn ...
 _QUICK = 256  # ... and of those that succeed at once, if all is quick
-_DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
-_TELL_EVERY = 60.0  # seconds between notices that a function is throttled
 _FUNCTION = attrgetter("function")
 _DONE = Done()
 _RELEASE = Release()
@@ -83,7 +80,7 @@ class Engine:
         self.journal = journal
         self.accounts = accounts or Accounts(functions, journal, clock)
         self._clock = clock
-        self._attempts = Attempts(clock, processes)
+        self._attempts = Attempts(clock, processes, self.accounts.billed)
         self.dependencies = self._attempts.dependencies
         self._sweeper = self._attempts.sweeper
         self._watchdog = Watchdog(clock.monotonic)
@@ -95,9 +92,10 @@ class Engine:
         self._stopping = False
         self._idle = asyncio.Event()
         reserved = {name: f.policy.concurrency for name, f in functions.items() if f.policy.concurrency is not None}
-        shared, own = share_out(concurrency, reserved, len(functions) - len(reserved))
+        account = Account(concurrency, reserved, len(functions))
         window = max(8, min(_LANE, _WINDOW // max(1, len(functions))))
-        self.lanes = {name: Lane(name, f, f.policy, own.get(name, shared), window) for name, f in functions.items()}
+        rates = {name: Rate(*f.rate) for name, f in functions.items() if f.rate is not None}
+        self.lanes = {name: Lane(name, f, f.policy, account.pool(name), window, rate=rates.get(name)) for name, f in functions.items()}
         for lane in self.lanes.values():
             lane.suspended = partial(self._start_worker, lane)
         self.intake = Intake(self.lanes, journal, clock, self._queue_opened)
@@ -105,13 +103,14 @@ class Engine:
         self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
         self.notices = Notices()
         self._settlement = Settlement(journal, clock, self.intake, self.notices, self.accounts)
+        self.throttling = Throttling(journal, self.intake, self._settlement, account, self._start_worker, self._credit)
         self.by_hand = ByHand(journal, clock, self.intake, self._settlement, self.adopt_orphans)
         self.receive, self.move, self.expire = self.by_hand.receive, self.by_hand.move, self.by_hand.expire
 
     def _queue_opened(self, lane: Lane) -> None:
         lane.suspended = partial(self._start_worker, lane)
-        if self._pump_task is not None and lane.pool.size:  # a function that is closed leaves them in the queue
-            self.journal.want(lane.name, lane.window)
+        if self._pump_task is not None:
+            self.throttling.opened(lane)
 
     def watch(self) -> None:
         """See to handlers that block the loop; for an engine that only answers requests."""
@@ -172,8 +171,11 @@ class Engine:
     def request(
         self, binding: Binding, event: Event, captures: Mapping[str, str] = NOTHING, stream: Stream | None = None
     ) -> Awaitable[Outcome]:
-        """Run the function now, in the caller's task. Raises Throttled."""
-        return self.invoke(self.lanes[binding.function.name], binding.trigger, event, captures, stream=stream)
+        """Run the function now, in the caller's task. Raises Throttled, AccessDenied."""
+        lane = self.lanes[binding.function.name]
+        if lane.gate is not None and not self.intake.may_start(lane, binding.trigger, event):
+            raise AccessDenied(f"{lane.name}: its function policy does not let {binding.trigger.principal} start it")
+        return self.invoke(lane, binding.trigger, event, captures, stream=stream)
 
     async def invoke(
         self,
@@ -187,17 +189,13 @@ class Engine:
         """As `request`, for any lane. id: of the invocation; the event's when empty."""
         if self._stopping:
             return Interrupted()
-        if self.accounts.full:
-            raise Throttled("the audit log can't be written at present, and no request may run without its record")
         outer = cause.get()
         if outer is not None and (lineage := self.intake.lineage()) is not None:
             inherit(event, lineage)
-            if self._loops(lane, event):
+            if self._settlement.loops(lane, event):
                 log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
                 return Failed("RecursiveInvocationException", why, final=True)
-        if not lane.pool.take(lane.active):
-            self._count_throttle(lane, event, id)
-            raise Throttled(f"{lane.function.name}: all {lane.pool.size} slots of its concurrency are in use")
+        self._settlement.admit(lane, event, captures, id or event.id)
         task = asyncio.current_task()
         assert task is not None
         slot = Slot(task, lane.function.name, request=True)
@@ -217,6 +215,9 @@ class Engine:
                 outcome, note = await self._attempt_once(lane, lane.policy.idempotent, (trigger, captures), event, id, 1, slot)
                 if note is not None:
                     await self._keep(lane, note)
+        except Throttled:  # it waited for an environment in vain
+            self._settlement.count_throttle(lane, event, id)
+            raise
         finally:
             set_cause(outer)  # the task is the caller's
             self._release(lane, slot)
@@ -232,14 +233,6 @@ class Engine:
 
     async def call(self, name: str, event: Event) -> Outcome:
         return await self.invoke(self.lanes[name], None, event, NOTHING)
-
-    def _count_throttle(self, lane: Lane, event: Event, id: str) -> None:
-        lane.throttled += 1
-        self.accounts.throttled(lane.function.name, event, id or event.id)
-        now = self._clock.monotonic()
-        if now - lane.told >= _TELL_EVERY:
-            count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
-            self.notices.tell(Notice("throttled", lane.function.name, {"throttles": count, "concurrency": lane.pool.size}))
 
     async def _keep(self, lane: Lane, note: Note) -> None:
         try:
@@ -258,10 +251,9 @@ class Engine:
                 if lane is None:
                     for claim in claims:
                         self._settlement.give_up(None, claim, "NoSuchFunction", f"this app has no function named {name!r}")
-                elif lane.pool.size == 0:
+                elif lane.shut:
                     for claim in claims:
-                        self._settlement.give_up(lane, claim, "ConcurrencyZero", "its reserved concurrency is 0")
-                        self._credit(lane)
+                        self.throttling.turn_away(lane, claim)
                 else:
                     lane.push(claims)
                     if not lane.starting and not lane.waiting:
@@ -269,7 +261,10 @@ class Engine:
 
     def _start_worker(self, lane: Lane) -> bool:
         """One more worker for this lane, unless one is on its way, nothing is ready, or the limit is reached."""
-        if lane.starting or self._stopping:
+        if lane.starting or self._stopping or lane.shut:
+            return False
+        if lane.paused:
+            self._watch_age(lane)
             return False
         if not lane.ready:
             # Not for those behind a key that runs: without a window that would be a timer due at once, again and again.
@@ -314,9 +309,11 @@ class Engine:
             self._release(lane, slot)
 
     def _may_go_on(self, lane: Lane, slot: Slot, turn: int) -> bool:
-        """A slot is handed on after each attempt when other functions wait for one."""
+        """A slot is handed on after each attempt when other functions wait for one, or the pool has become smaller."""
+        if slot.keeper is not None or self._stopping or lane.paused or lane.gated or lane.pool.free < 0:
+            return False
         others = lane.pool.waiting
-        return slot.keeper is None and not self._stopping and not (others and turn and len(others) > lane.waiting)
+        return not (others and turn and len(others) > lane.waiting)
 
     async def _work_batches(self, lane: Lane, size: int, slot: Slot) -> None:
         turn = 0
@@ -359,11 +356,14 @@ class Engine:
         self._finish(lane, done, slot.began)  # up to when this one began, if it has
         note: Note | None = None
         decision: Decision = _DONE
-        if found is None and (found := self._ready(lane, claim)) is not None:
-            mark(claim)
-            set_cause(claim)
-            crash_point("attempt.before")
-            outcome = self._start(lane, claim, found, slot)
+        if found is None and (found := self._settlement.ready(lane, claim)) is not None:
+            if lane.rate is not None and self._settlement.put_off(lane, claim, found):
+                found, decision = None, _RELEASE
+            else:
+                mark(claim)
+                set_cause(claim)
+                crash_point("attempt.before")
+                outcome = self._start(lane, claim, found, slot)
         if found is not None:
             if outcome is None:
                 outcome, note = await self._go_on(lane, claim, found, slot)
@@ -428,7 +428,15 @@ class Engine:
             if claim.key in later:
                 later[claim.key].append(claim)
                 continue
-            found = self._ready(lane, claim)
+            if claim.key in back:
+                self.journal.settle(claim, _RELEASE)
+                self._credit(lane)
+                continue
+            found = self._settlement.ready(lane, claim)
+            if found is not None and lane.rate is not None and self._settlement.put_off(lane, claim, found):
+                found = None
+                if claim.key is not None:
+                    back.add(claim.key)
             if found is not None and claim.key is not None and triggers.setdefault(claim.key, found[0]) is not found[0]:
                 later[claim.key] = [claim]
                 continue
@@ -445,7 +453,7 @@ class Engine:
                 claim.event.attempt = claim.attempts + 1
             crash_point("attempt.before")
             events = [(claim.event, captures) for claim, captures in group]
-            set_cause(extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven)))
+            set_cause((lane.function.name, extend(lane.function.name, (claim.event for claim, _ in group if not claim.redriven))))
             outcomes, ledger = await self._attempt_batch(lane, trigger, events, group[0][0], slot)
             crash_point("attempt.after")
             back |= self._settlement.settle_batch(lane, trigger, group, outcomes, ledger)
@@ -515,61 +523,6 @@ class Engine:
         if lane.queue and not lane.waiting:
             self._start_worker(lane)
 
-    def _ready(self, lane: Lane, claim: Claim) -> Found | None:
-        """What the claim is for; None when it can't even be tried and is settled."""
-        if self._clock.monotonic() - claim.born > lane.policy.max_age:
-            self._give_up_for_age(lane, claim)
-            return None
-        if lane.filters and not self._wanted(lane, claim):
-            return None
-        found: Found | None = claim.hint
-        if found is not None:
-            return found
-        if claim.deaths >= _DEATHS:
-            self._settlement.give_up(lane, claim, "RouterCrashed", f"the router died {claim.deaths} times in a row while running it")
-            return None
-        if claim.attempts > lane.policy.retries:  # by hand, of a queue's message, or before the policy was changed
-            self._settlement.give_up(lane, claim, "RetriesExhausted", f"it had its {claim.attempts} attempts before")
-            return None
-        event = claim.event
-        if ATTRIBUTE in event.attributes and not claim.redriven and self._loops(lane, event):
-            self._settlement.give_up(lane, claim, "RecursiveLoop", tell(event, lane.function.name))
-            return None
-        if event.source == "journal":
-            self._settlement.give_up(lane, claim, "Unreadable", "its bytes in the journal are no event")
-            return None
-        try:
-            found = self.intake.rebind(lane, event)
-        except Exception as error:  # of a plugin's trigger; the event must end all the same
-            self._settlement.give_up(lane, claim, "Unreadable", f"{type(error).__name__} while it was matched: {error}")
-            return None
-        if found is None:
-            self._settlement.give_up(
-                lane, claim, "NoSuchTrigger", f"no trigger of {claim.function} matches {event.source} {event.subject!r} any more"
-            )
-        return found
-
-    def _wanted(self, lane: Lane, claim: Claim) -> bool:
-        """Whether a queue's message is one that its function wants; else it is deleted, as Lambda's event filtering does."""
-        trigger, event = lane.trigger, claim.event
-        if (
-            event.source != "journal"
-            and trigger is not None
-            and (trigger.wants(event) is None or not lane.function.lets_in(trigger, event))
-        ):
-            filter_out(lane, event)
-            self.journal.settle(claim, _DONE)
-            return False
-        return True
-
-    @staticmethod
-    def _loops(lane: Lane, event: Event) -> bool:
-        return lane.policy.recursive_loop == "terminate" and exhausted(event, lane.function.name)
-
-    def _give_up_for_age(self, lane: Lane, claim: Claim) -> None:
-        age = self._clock.monotonic() - claim.born
-        self._settlement.give_up(lane, claim, "EventAgeExceeded", f"it waited {age:.0f} s, max_age is {lane.policy.max_age:g} s")
-
     def _watch_age(self, lane: Lane) -> None:
         """While there is no slot for it, see that what gets too old ends nevertheless."""
         if lane.queue and lane.expiry is None:
@@ -581,10 +534,10 @@ class Engine:
         while lane.queue and self._clock.monotonic() - lane.queue[0].born > lane.policy.max_age:
             claim = lane.queue.popleft()
             self._credit(lane)
-            self._give_up_for_age(lane, claim)
+            self._settlement.give_up_for_age(lane, claim)
             if claim.key is not None:
                 lane.pass_on(claim.key)
-        if lane.waiting and not self._stopping:
+        if (lane.waiting or lane.paused) and not self._stopping:
             self._watch_age(lane)
 
     def _end_key(self, lane: Lane, key: str, slot: Slot, *, back: bool) -> None:

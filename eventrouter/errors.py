@@ -35,7 +35,9 @@ class NotRunning(EventRouterError):
 def not_running(what: str) -> NotRunning:
     """What a client says that finds no router."""
     if _isolated:
-        return NotRunning(f'{what}: a function with isolation="process" has no way to the router; drop that, or do it in another one')
+        return NotRunning(
+            f"{what}: in a process of its own a function reaches the router by clients alone; the plugin names them in Plugin(clients=...)"
+        )
     return NotRunning(f"{what}: no router is running here; call this inside a handler that eventrouter runs")
 
 
@@ -52,8 +54,20 @@ class InvalidPayload(EventRouterError):
     """An event's data does not fit the handler: `$.celsius: expected float, got str`. Never retried."""
 
 
+class SecretError(EventRouterError):
+    """A value can't be encrypted or decrypted. The text never has the value in it."""
+
+
 class Throttled(EventRouterError):
-    """No concurrency is left for the function; costs no attempt."""
+    """No concurrency is left for the function, or it is over its rate; costs no attempt. after: seconds until it is worth another try."""
+
+    def __init__(self, message: str, after: float = 1.0) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class AccessDenied(EventRouterError):
+    """The function's role does not allow what it asked for, or its function policy does not let somebody start it."""
 
 
 class Retry(EventRouterError):

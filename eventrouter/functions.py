@@ -19,12 +19,15 @@ from msgspec import Meta
 from eventrouter.batches import Batch
 from eventrouter.binding import bind_triggers
 from eventrouter.errors import BadOption, ConfigError, explain, suggest
+from eventrouter.limits import parse_rate
 from eventrouter.model import Event, Trigger, viewed
 from eventrouter.network import Network
 from eventrouter.paths import parse_path
 from eventrouter.patterns import Pattern, PatternError
 from eventrouter.patterns import compile as compile_pattern
+from eventrouter.permissions import Role, role_of
 from eventrouter.retry import Backoff, exponential, parse_backoff
+from eventrouter.secrets import Secret
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__eventrouter_on__"
@@ -68,6 +71,8 @@ class PolicyKeywords(TypedDict, total=False):
     on_success: str
     on_failure: str
     concurrency: int
+    rate: str
+    per: str
     order_by: str
     batch: Batch
     where: Mapping[str, Any]
@@ -79,8 +84,10 @@ class PolicyKeywords(TypedDict, total=False):
     sandbox: bool
     enforce: Enforce
     recursive_loop: RecursiveLoop
-    env: Mapping[str, str]
+    env: Mapping[str, str | Secret]
     tags: Mapping[str, str]
+    log_invocations: bool
+    role: Role | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Literal["none"]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,18 +100,23 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dlq: where a copy of a dead letter goes, `"sqs:NAME"`, `"sns:NAME"`, `"lambda:NAME"`.
     on_success, on_failure: where Lambda's record of the outcome goes, likewise.
     concurrency: reserved concurrency, guaranteed and capped; None shares the pool.
+    rate: how often it may run: `"100/s"`, `"30/m"`, `"500/h"`, `"1/d"`; events above it wait, requests are throttled.
+    per: a wildcard's name, or a JSON path of the payload: each value there has the rate by itself.
     order_by: a wildcard's name, or a JSON path of the payload: events that are equal there run one after another.
     where: an EventBridge pattern; what a Lambda function would get of the event must match it, or it's none of the function's.
     batch: hand over lists of events. idempotent: one result for events that are one piece of work.
-    isolation: where the handler runs; None: `async def` on the event loop, `def` in a thread.
-    min_environments: with isolation="process", how many environments are kept warm.
-    network: with isolation="process", the private network it runs in, or the name of one in the configuration; None: the host's.
+    isolation: where the handler runs; None: `async def` on the event loop, `def` in a process, or in a thread where no other process can
+        import it.
+    min_environments: of a function in processes, how many environments are kept warm.
+    network: of a function in processes, the private network it runs in, or the name of one in the configuration; None: the host's.
     memory: with isolation="process", MB that an environment has at most; its share of the CPU is proportional, 1769 MB = one core.
     sandbox: with isolation="process", it can write nothing but a /tmp of its own.
     enforce: whether a limit that this machine can't keep is an error at start, or, with "best-effort", a warning.
     recursive_loop: what becomes of an event when what handlers did led from this function back to it 16 times: "terminate" makes a
         dead letter of it.
-    env: what `context.env` holds.
+    env: what `context.env` holds; of a `Secret` what is encrypted.
+    log_invocations: write Lambda's START, END and REPORT lines to the log, with what the function prints between them; None: for Lambda
+        functions and in processes.
     runtime, handler, code, command: for functions without Python, in the configuration alone: one of `RUNTIMES`; what it is to run;
         the folder that is in; what speaks the Lambda Runtime API there, instead of what comes with the runtime.
     """
@@ -119,6 +131,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     on_success: str | None = None
     on_failure: str | None = None
     concurrency: Annotated[int, Meta(ge=0)] | None = None
+    rate: str | None = None
+    per: str | None = None
     order_by: str | None = None
     batch: Batch | None = None
     where: dict[str, Any] | None = None
@@ -130,12 +144,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sandbox: bool = False
     enforce: Enforce = "strict"
     recursive_loop: RecursiveLoop = "terminate"
-    env: dict[str, str] = {}
+    env: dict[str, str | Secret] = {}
     tags: dict[str, str] = {}
+    log_invocations: bool | None = None
     runtime: str = "python"
     handler: str | None = None
     code: str | None = None
     command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    role: Role | None = None
 
 
 class _Mark(msgspec.Struct):
@@ -174,6 +190,8 @@ def on(*triggers: Trigger, **policy: Unpack[PolicyKeywords]) -> Callable[[F], F]
             if key in found.policy and found.policy[key] != value:
                 raise ConfigError(
                     f"{place}: {function.__name__}: {key}={value!r} conflicts with {key}={found.policy[key]!r} at {found.place}"
+                    if key != "env"
+                    else f"{place}: {function.__name__}: env= conflicts with env= at {found.place}"
                 )
         found.triggers[:0] = triggers  # decorators run bottom up, people read top down
         found.policy.update(policy)
@@ -182,8 +200,8 @@ def on(*triggers: Trigger, **policy: Unpack[PolicyKeywords]) -> Callable[[F], F]
     return mark
 
 
-def make_policy(keywords: Mapping[str, Any], place: str) -> Policy:
-    """Check a policy's keywords. Raises ConfigError that begins with `place`."""
+def make_policy(keywords: Mapping[str, Any], place: str, function: str = "role") -> Policy:
+    """Check a policy's keywords. function: whose it is, if it has no `name`. Raises ConfigError that begins with `place`."""
     for key in keywords:
         if key not in Policy.__struct_fields__:
             raise ConfigError(f"{place}: unknown keyword {key!r}{suggest(key, Policy.__struct_fields__)}")
@@ -192,12 +210,18 @@ def make_policy(keywords: Mapping[str, Any], place: str) -> Policy:
             keywords = {**keywords, "backoff": parse_backoff(keywords["backoff"])}
         except ValueError as error:
             raise ConfigError(f"{place}: {error}") from None
+    if keywords.get("role") is not None:
+        try:
+            keywords = {**keywords, "role": role_of(keywords["role"], keywords.get("name") or function)}
+        except ConfigError as error:
+            raise ConfigError(f"{place}: role: {error}") from None
     try:
         return msgspec.convert(keywords, Policy)
     except msgspec.ValidationError as error:
         path, fault = explain(error)
         key = re.split(r"[.\[]", path)[1]
-        raise ConfigError(f"{place}: {key}={keywords.get(key)!r}: {fault}") from None
+        shown = "" if key == "env" else f"={keywords.get(key)!r}"  # what stands there by mistake may be a secret
+        raise ConfigError(f"{place}: {key}{shown}: {fault}") from None
 
 
 def on_start(function: F) -> F:
@@ -221,23 +245,30 @@ class Function:
     network: the private network it runs in: the policy's, once an App has looked up the name.
     streams: whether the handler is an async generator, whose chunks are its answer.
     foreign: whether it has no Python in it; `handler` then has but its signature, that of a Lambda function.
+    rate: the policy's as (so many, in so many seconds).
+    env: the policy's, of secrets what is encrypted. decrypt: what `context.decrypt` calls; the App's to set, None: nobody does it.
     """
 
     __slots__ = (
         "_idempotency",
         "_path",
+        "_per",
         "binders",
+        "decrypt",
+        "env",
         "foreign",
         "handler",
         "is_async",
         "is_lambda",
         "isolation",
+        "memory",
         "module",
         "name",
         "network",
         "ordered",
         "place",
         "policy",
+        "rate",
         "streams",
         "triggers",
         "where",
@@ -255,7 +286,7 @@ class Function:
         self.streams = inspect.isasyncgenfunction(handler)
         self.is_async = self.streams or inspect.iscoroutinefunction(handler)
         self._check_yields()
-        self.isolation: Isolation = policy.isolation or ("process" if self.foreign else "inline" if self.is_async else "thread")
+        self.isolation: Isolation = policy.isolation or ("inline" if self.is_async else "process")
         if self.foreign and self.isolation != "process":
             raise ConfigError(f"{self.place}: isolation={self.isolation!r}: what is no Python runs in a process; drop it")
         if self.is_async and self.isolation == "thread":
@@ -263,20 +294,40 @@ class Function:
         for keyword in ("min_environments", "memory", "sandbox", "network"):
             if getattr(policy, keyword) and self.isolation != "process":
                 raise ConfigError(f'{self.place}: {self.name}: {keyword}= needs isolation="process"; add the one or drop the other')
+        self.memory = policy.memory or 128  # MB; Lambda's default
         self.network = policy.network if isinstance(policy.network, Network) else None
         if re.match(r"\w*:", self.name):
             raise ConfigError(f"{self.place}: name={self.name!r}: names such as 'sqs:jobs' are those of queues; choose one without ':'")
         self._idempotency = parse_path(policy.idempotent.path) if policy.idempotent is not None else None
-        self._path = self._read_order()
+        self._path = self._read_key("order_by")
+        self.rate = self._read_rate()
+        self._per = self._read_key("per")
         self.where = _read_where(policy, f"{self.place}: {self.name}: where")
         self.ordered = policy.order_by is not None or any(type(t).order_key is not Trigger.order_key for t in self.triggers)
         self._check_batch()
+        self.env = self._read_env()
+        self.decrypt: Callable[[str], str] | None = None
         for trigger in self.triggers:
             try:
                 trigger.check(policy)
             except ConfigError as error:
                 raise ConfigError(f"{self.place}: {self.name}: {error}") from None
         self.is_lambda, self.binders = bind_triggers(handler, self.name, self.place, self.triggers, batch=policy.batch is not None)
+
+    @property
+    def logs(self) -> bool:
+        """Whether its invocations have their lines in the log."""
+        wanted = self.policy.log_invocations
+        return (self.is_lambda or self.isolation == "process") if wanted is None else wanted
+
+    def run_in_threads(self) -> None:
+        """No other process can import it. Raises ConfigError when it has to run in one."""
+        if self.policy.isolation == "process" or self.policy.min_environments or self.policy.network is not None:
+            raise ConfigError(
+                f"{self.place}: {self.name}: to run in a process of its own, a handler must be one that another process can import: at the "
+                "top level of a module that the App is given by name or file"
+            )
+        self.isolation = "thread"
 
     def _check_yields(self) -> None:
         if inspect.isgeneratorfunction(self.handler):
@@ -286,28 +337,48 @@ class Function:
         for trigger in self.triggers:
             if trigger.mode != "request":
                 raise ConfigError(f"{self.place}: {self.name} yields, and nobody waits for what {trigger} starts; return the result")
-        if self.policy.isolation == "process":
-            raise ConfigError(f'{self.place}: {self.name} yields, and a process answers as a whole; drop isolation="process"')
         for keyword in ("batch", "idempotent"):
             if getattr(self.policy, keyword) is not None:
                 raise ConfigError(f"{self.place}: {self.name} yields, so {keyword}= has no result to go by; drop one of the two")
 
-    def _read_order(self) -> Callable[[Any], str | None] | None:
-        order = self.policy.order_by
-        if order is None:
+    def _read_env(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, value in self.policy.env.items():
+            if isinstance(value, Secret):
+                try:
+                    value.check(self.name, name)
+                except ConfigError as error:
+                    raise ConfigError(f"{self.place}: {self.name}: {error}") from None
+            found[name] = value.secret if isinstance(value, Secret) else value
+        return found
+
+    def _read_key(self, option: str) -> Callable[[Any], str | None] | None:
+        """Of an option that names a wildcard (None), or a JSON path."""
+        key: str | None = getattr(self.policy, option)
+        if key is None:
             return None
-        if order.startswith("$"):
+        if key.startswith("$"):
             try:
-                return parse_path(order)
+                return parse_path(key)
             except ValueError as error:
-                raise ConfigError(f"{self.place}: {self.name}: order_by: {error}") from None
+                raise ConfigError(f"{self.place}: {self.name}: {option}: {error}") from None
         names = {name for trigger in self.triggers for name in trigger.names}
-        if order not in names:
+        if key not in names:
             raise ConfigError(
-                f"{self.place}: {self.name}: order_by={order!r} is no wildcard of its triggers{suggest(order, names)}; "
+                f"{self.place}: {self.name}: {option}={key!r} is no wildcard of its triggers{suggest(key, names)}; "
                 "a JSON path begins with '$.'"
             )
         return None
+
+    def _read_rate(self) -> tuple[int, float] | None:
+        if self.policy.rate is None:
+            if self.policy.per is not None:
+                raise ConfigError(f"{self.place}: {self.name}: per= says for what each rate= is; give rate=, too")
+            return None
+        try:
+            return parse_rate(self.policy.rate)
+        except ValueError as error:
+            raise ConfigError(f"{self.place}: {self.name}: {error}") from None
 
     def lets_in(self, trigger: Trigger, event: Event) -> bool:
         """Whether `where` matches what a Lambda function would get of an event by this trigger."""
@@ -332,6 +403,12 @@ class Function:
         if self._path is None:
             return captures.get(self.policy.order_by)
         return self._at(self._path, event)
+
+    def rate_key(self, event: Event, captures: Mapping[str, str]) -> str | None:
+        """Whose rate the event counts for, by `per`; what has nothing there has one together."""
+        if self.policy.per is None:
+            return None
+        return captures.get(self.policy.per) if self._per is None else self._at(self._per, event)
 
     def idempotency_key(self, event: Event) -> str | None:
         """What makes the event the same as another, by `idempotent`; None: nothing does."""
@@ -396,7 +473,7 @@ def collect(
         place = f"[functions.{name}]" if override else mark.place
         if foreign := [key for key in _FOREIGN if key in override]:
             raise ConfigError(f"{place} {foreign[0]}: {name} is a Python function, at {mark.place}; drop it, or rename one of the two")
-        policy = make_policy({**mark.policy, **override}, place)
+        policy = make_policy({**mark.policy, **override}, place, name)
         if "where" in override:
             _read_where(policy, f"[functions.{name}] where")
         function = Function(value, triggers, policy)

@@ -20,7 +20,7 @@ from eventrouter.errors import ConfigError, suggest
 from eventrouter.functions import Policy
 from eventrouter.journal.protocol import Claim, Journal, Note
 from eventrouter.lanes import Found, Lane
-from eventrouter.lineage import ATTRIBUTE, Lineage, cause, exhausted, extend, inherit
+from eventrouter.lineage import ATTRIBUTE, Cause, Lineage, cause, exhausted, extend, inherit
 from eventrouter.model import NOTHING, Event, Trigger
 from eventrouter.retry import fixed
 from eventrouter.routing import Index
@@ -106,7 +106,7 @@ class Intake:
 
     def _plan(self, source: str, subject: str, found: Sequence[tuple[Lane, Trigger]]) -> None:
         """Keep who gets events of this subject, if that depends on nothing else."""
-        if source in self.queueing or any(self._contents.at(source, subject)):
+        if source in self.queueing or any(self._contents.at(source, subject)) or any(lane.gate is not None for lane, _ in found):
             return
         plan: dict[str, tuple[str, Found, Callable[[Event], bool] | None]] = {}
         for lane, trigger in found:
@@ -136,7 +136,7 @@ class Intake:
             index = self._indexes.get(event.source)
             found = index.find(event.subject) if index is not None else ()
             self._plan(event.source, event.subject, found)
-            for lane, trigger, captures in self._wanting(event, found):
+            for lane, trigger, captures in self._allowed(event, found):
                 # Two triggers of one function that both match are still one event for it.
                 name, function = lane.name, lane.function
                 if len(entries) == before or all(entry.function != name for entry in entries[before:]):
@@ -144,6 +144,36 @@ class Intake:
                     entries.append(Claim(name, event, (trigger, captures), key))
         if event.attributes is not NOTHING and ATTRIBUTE in event.attributes:
             self._look_closer(entries[before:])
+
+    def _allowed(self, event: Event, found: Sequence[tuple[Lane, Trigger]]) -> Iterator[tuple[Lane, Trigger, Mapping[str, str]]]:
+        for lane, trigger, captures in self._wanting(event, found):
+            if lane.gate is None or self.may_start(lane, trigger, event):
+                yield lane, trigger, captures
+
+    def may_start(self, lane: Lane, trigger: Trigger, event: Event) -> bool:
+        """Whether the function policy lets the event start the function by this trigger; counts and tells what it doesn't."""
+        if lane.gate is None or lane.gate(trigger, event.subject):
+            return True
+        lane.barred += 1
+        told = log.warning if lane.barred.bit_count() == 1 else log.debug  # the first, the second, the fourth ...: a flood fills no disk
+        told(
+            "%s: its function policy does not let %s start it: %s %r is not its (%d so far); `eventrouter permissions show %s`",
+            lane.name, trigger.principal, event.source, event.subject, lane.barred, lane.name,
+            extra={"action": "event.barred", "function": lane.name},
+        )  # fmt: skip
+        return False
+
+    def gates_changed(self) -> None:
+        """Forget who gets what, as functions may be started by others now."""
+        self._plans.clear()
+        self._sure.clear()
+        for lane in filter(None, self.queues.values()):
+            self._follow_gate(lane)
+
+    def _follow_gate(self, lane: Lane) -> None:
+        gate = self.lanes[lane.function.name].gate
+        assert lane.trigger is not None
+        lane.gated = gate is not None and not gate(lane.trigger, lane.name.partition(":")[2])
 
     def _wanting(self, event: Event, found: Sequence[tuple[Lane, Trigger]]) -> Iterator[tuple[Lane, Trigger, Mapping[str, str]]]:
         for lane, trigger in found:
@@ -161,7 +191,7 @@ class Intake:
         return False
 
     def deliver_to(self, binding: Binding, event: Event, captures: Mapping[str, str] | None = None) -> asyncio.Future[int]:
-        if not self.wants(binding, event):
+        if not self.wants(binding, event) or not self.may_start(self.lanes[binding.function.name], binding.trigger, event):
             return self._accept([])
         return self.accept_for(binding.function.name, binding.trigger, event, captures)
 
@@ -191,13 +221,21 @@ class Intake:
         """What an event inherits that is brought about here; None outside of handlers."""
         of = cause.get()
         if isinstance(of, tuple):
-            return extend(of[0], (of[1],))
-        return self.lineage_after(of) if isinstance(of, Claim) else of
+            return extend(of[0], (of[1],)) if isinstance(of[1], Event) else of[1]
+        return None if of is None else self.lineage_after(of)
+
+    def running(self, of: Cause) -> str:
+        """The function that runs for a cause."""
+        if isinstance(of, tuple):
+            return of[0]
+        if of is None:
+            return ""
+        lane = self.lanes.get(of.function) or self.queues.get(of.function)
+        return of.function if lane is None else lane.function.name
 
     def lineage_after(self, claim: Claim) -> Lineage:
         """What is inherited from an attempt at the claim; what was redriven begins anew."""
-        lane = self.lanes.get(claim.function) or self.queues.get(claim.function)
-        return extend(claim.function if lane is None else lane.function.name, () if claim.redriven else (claim.event,))
+        return extend(self.running(claim), () if claim.redriven else (claim.event,))
 
     def accept_again(self, name: str, events: Sequence[Event]) -> tuple[asyncio.Future[int], int]:
         """Journal events for a function, or a queue, that had them before; and of how many none of its triggers wants anything any more."""
@@ -234,8 +272,11 @@ class Intake:
             for of, trigger in (*(index.find(subject) if index is not None else ()), *self._contents.at(source, subject)):
                 if trigger.captures(subject) is None:
                     continue
-                lane = Lane(name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger)
+                lane = Lane(
+                    name, of.function, _queue_policy(of.policy, self.queueing[source](subject)), of.pool, of.window, trigger, of.rate
+                )
                 self.queues[name] = lane
+                self._follow_gate(lane)
                 self._opened(lane)
                 break
         return self.queues[name]

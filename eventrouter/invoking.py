@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from eventrouter.errors import EventRouterError, not_running
-from eventrouter.model import Event, Failed, Outcome, Succeeded, TimedOut
+from eventrouter.model import Event, Failed, Outcome, Succeeded, TimedOut, function_arn
+from eventrouter.permissions import INVOKE, require
 
 T = TypeVar("T")
 
@@ -27,6 +28,40 @@ class Here(msgspec.Struct):
 
 
 _here: ContextVar[Here] = ContextVar("eventrouter_here")
+
+
+class Channel(Protocol):
+    """The way to the router from a process of a function's own."""
+
+    async def call(
+        self,
+        target: str,
+        method: str = "",
+        made: Mapping[str, Any] = {},
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        decode: Callable[[Any], Any] = ...,
+    ) -> Any:
+        """What the router's `target` returned, run in the name of the invocation that runs here; raises what it raised."""
+
+    def wait(self, what: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine that waits for calls alone."""
+
+
+_channel: Channel | None = None  # a process has one or none
+
+
+def set_channel(channel: Channel) -> None:
+    """Said once, in an environment."""
+    global _channel
+    _channel = channel
+
+
+def running_channel(what: str) -> Channel:
+    """In an environment; raises NotRunning, naming `what` was called, while nothing runs there."""
+    if _channel is None:
+        raise not_running(what)
+    return _channel
 
 
 class InvokeError(EventRouterError):
@@ -55,6 +90,8 @@ def call_from_thread(what: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T
 
     Raises NotRunning outside a handler, EventRouterError when called on the loop itself.
     """
+    if _channel is not None:  # there is nothing on a loop there but the handler that calls
+        return _channel.wait(what, make)
     loop = here(what).loop
     try:
         on_loop = asyncio.get_running_loop() is loop
@@ -70,10 +107,13 @@ class _Invoke:
 
     name: the function. payload: what its handler gets, as JSON; a Lambda function gets it as its event.
     parameters: values for its named wildcards.
-    Returns what the handler returned. Raises InvokeError when it failed or timed out, Throttled, NotRunning.
+    Returns what the handler returned. Raises InvokeError when it failed or timed out, AccessDenied, Throttled, NotRunning.
     """
 
     async def __call__(self, name: str, payload: Any = None, **parameters: str) -> Any:
+        if _channel is not None:
+            return await _channel.call("invoke", args=(name, payload), kwargs=parameters)
+        require(INVOKE, function_arn(name))
         data = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
         event = Event("invoke", "lambda.invoke", name, data)
         outcome = await here(f"invoke({name!r})").invoker.run_now(name, event, parameters)
@@ -86,7 +126,7 @@ class _Invoke:
         raise InvokeError(f"{name}: the router is shutting down", "Interrupted")
 
     def sync(self, name: str, payload: Any = None, **parameters: str) -> Any:
-        """The same for `def` handlers, which run in threads."""
+        """The same for `def` handlers."""
         return call_from_thread(f"invoke.sync({name!r})", lambda: self(name, payload, **parameters))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from eventrouter.clock import Timer
 from eventrouter.functions import Function, Policy
 from eventrouter.journal.protocol import Claim
-from eventrouter.limits import Pool
+from eventrouter.limits import Pool, Rate
 from eventrouter.model import Event, Trigger
 
 Found = tuple[Trigger | None, Mapping[str, str]]  # which of a function's triggers an event is for, and what that captured
@@ -36,10 +36,13 @@ class Lane:
     callers: what calls the handler for events of each trigger, where that is all there is to it; None: not made yet.
     window: how many claims it may hold. triggers: that its events may be for; trigger: of a queue's lane, the one.
     queue: claims that may run now; count: all that wait here. active: slots in use. taken: claims worked off since credit was last given.
+    paused: an operator has throttled it. shut: nothing is to be handed to it. withheld: credit that it gets when that has changed.
+    rate: of its function, if it has one.
     told: when there was a notice of its throttles, untold: how many there had been.
-    The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled);
-    refused: events that `where` kept out. came, let_in: where many functions are asked at once, what came to where its triggers stand, and
-    what of it `where` let in.
+    The counters count attempts (succeeded, failed, timed_out) and invocations (accepted, dead, throttled; delayed: put off by the rate);
+    refused: events that `where` kept out; barred: starts that its function policy did; denied: calls that its role did not allow. came,
+    let_in: where many functions are asked at once, what came to where its triggers stand, and what of it `where` let in.
+    gate: whether a trigger may start it with what is about a subject; None: all may. gated: of a queue's lane: it may not take from it.
     """
 
     __slots__ = (
@@ -47,23 +50,31 @@ class Lane:
         "_chains",
         "accepted",
         "active",
+        "barred",
         "callers",
         "came",
         "dead",
+        "delayed",
+        "denied",
         "expiry",
         "failed",
         "filters",
         "forgets",
         "function",
+        "gate",
+        "gated",
         "let_in",
         "name",
+        "paused",
         "plain",
         "policy",
         "pool",
         "queue",
+        "rate",
         "refused",
         "ripe",
         "ripening",
+        "shut",
         "starting",
         "succeeded",
         "suspended",
@@ -76,9 +87,19 @@ class Lane:
         "untold",
         "waiting",
         "window",
+        "withheld",
     )
 
-    def __init__(self, name: str, function: Function, policy: Policy, pool: Pool, window: int, trigger: Trigger | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Function,
+        policy: Policy,
+        pool: Pool,
+        window: int,
+        trigger: Trigger | None = None,
+        rate: Rate | None = None,
+    ) -> None:
         self.name = name
         self.function = function
         self.policy = policy
@@ -89,17 +110,26 @@ class Lane:
         self.filters = trigger is not None and (function.where is not None or trigger.content_pattern is not None)
         self.callers: Callers | None = None
         self.plain = function.isolation == "inline" and function.is_async and not function.streams and not function.binders[None].depends
+        self.plain = self.plain and not function.logs
         self.forgets = policy.on_success is None and policy.idempotent is None and policy.batch is None
-        self.taken = 0
+        self.taken = self.withheld = 0
         self.active = 0
+        self.paused = False
+        self.shut = pool.size == 0
+        self.rate = rate
         self.starting = False
         self.waiting = False  # for a slot
         self.ripe = False  # what is there is to be run though it fills no batch
         self.ripening: Timer | None = None
         self.expiry: Timer | None = None
         self.suspended: Callable[[], object] = lambda: None  # called when a handler begins to wait
+        self.gate: Callable[[Trigger, str], bool] | None = None
+        self.gated = False
+        self.barred = self.denied = 0
         self.came: list[Tally] = []
-        self.refused = self.let_in = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = 0
+        self.refused = self.let_in = self.accepted = self.succeeded = self.failed = self.timed_out = self.dead = self.throttled = (
+            self.delayed
+        ) = 0
         self.told, self.untold = float("-inf"), 0
         self.queue: deque[Claim] = deque()
         self._chained = 0
@@ -173,6 +203,20 @@ class Lane:
         behind = self._chains.pop(key, deque())
         self._chained -= len(behind)
         return behind
+
+    def drain(self) -> list[Claim]:
+        """Take away all that waits, in its order; of keys that run it is still known that they do."""
+        found: list[Claim] = []
+        for claim in self.queue:
+            found.append(claim)
+            if claim.key is not None:
+                found += self._chains.pop(claim.key)
+        for chain in self._chains.values():
+            found += chain
+            chain.clear()
+        self.queue.clear()
+        self._chained = 0
+        return found
 
     def clear(self) -> None:
         self.queue.clear()

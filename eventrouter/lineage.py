@@ -14,9 +14,9 @@ Lineage = Mapping[str, int]  # by function, in the order in which they first cam
 LIMIT: Final = 16  # starts of one function, as in AWS Lambda
 ATTRIBUTE: Final = "lineage"
 
-# What the handler of this context runs for: a claim, a function's name with the event of a request, or already what its events
-# inherit. The former two, as to set them costs every event 40 ns, and to make a lineage of them costs only what a handler brings about.
-Cause = Claim | tuple[str, Event] | Lineage | None
+# What the handler of this context runs for: a claim, or a function's name with the event of a request, or, for a batch, with what its
+# events inherit. To set the former two costs every event 40 ns, and to make a lineage of them costs only what a handler brings about.
+Cause = Claim | tuple[str, Event | Lineage] | None
 cause: ContextVar[Cause] = ContextVar("eventrouter_cause", default=None)
 set_cause: Callable[[Cause], object] = cause.set
 

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
-from eventrouter.errors import EventRouterError
+from eventrouter.errors import EventRouterError, not_running
 from eventrouter.patterns import Pattern
 
 _prefix: str
@@ -221,6 +222,7 @@ class Trigger:
     """What one function wants from one kind of source. Plugins subclass it.
 
     source: the plugin's name; events with that `source` are offered to it.
+    service: who starts functions by it, as function policies name it (`"s3.amazonaws.com"`); empty: `SOURCE.eventrouter`.
     mode: "event" is journalled, acknowledged, then run; "request" has a caller waiting for the answer.
     path: where the trigger stands in the router's index over `event.subject` split at "/": literal
         segments, `Wild.ONE`, `Wild.REST`, `Part`. It may let too much through; `captures` and `accepts` have the last word.
@@ -232,6 +234,7 @@ class Trigger:
     """
 
     source: ClassVar[str]
+    service: ClassVar[str] = ""
     mode: Mode = "event"
     path: tuple[Segment, ...] = (Wild.REST,)
     names: tuple[str, ...] = ()
@@ -279,6 +282,15 @@ class Trigger:
         """The documented AWS JSON that a Lambda function gets for these events (one unless batched)."""
         return events[0].json()
 
+    @property
+    def principal(self) -> str:
+        return self.service or f"{self.source}.eventrouter"
+
+    def arn(self, function: str, subject: str | None = None) -> str:
+        """Where events of this subject come from, as function policies name it (`arn:aws:s3:::uploads`); None: with wildcards, where all
+        come from that it wants."""
+        return f"arn:aws:{self.source}:{REGION}:{ACCOUNT}:{quote(str(self))}"
+
     def __str__(self) -> str:
         """What `eventrouter list` shows: `mqtt sensors/{device}/temperature`."""
         return self.source
@@ -296,7 +308,7 @@ def viewed(view: Callable[[Event], Any], event: Event) -> dict[str, Any] | None:
 class Context:
     """What a handler can know of its invocation; has every field of AWS Lambda's Python context."""
 
-    __slots__ = ("_deadline", "_monotonic", "attempt", "aws_request_id", "env", "function_name")
+    __slots__ = ("_deadline", "_decrypt", "_monotonic", "attempt", "aws_request_id", "env", "function_name")
 
     function_version = "$LATEST"
     identity = None
@@ -310,6 +322,7 @@ class Context:
         monotonic: Callable[[], float],
         env: Mapping[str, str] = NOTHING,
         attempt: int = 1,
+        decrypt: Callable[[str], str] | None = None,
     ) -> None:
         self.function_name = function_name
         self.aws_request_id = aws_request_id
@@ -317,6 +330,16 @@ class Context:
         self.attempt = attempt
         self._deadline = deadline
         self._monotonic = monotonic
+        self._decrypt = decrypt
+
+    def decrypt(self, value: str) -> str:
+        """What was encrypted for this function with `eventrouter secrets encrypt`: `context.decrypt(context.env["TOKEN"])`.
+
+        Raises SecretError when it was not, or its master key is missing; NotRunning where no router runs the handler.
+        """
+        if self._decrypt is None:
+            raise not_running("context.decrypt")
+        return self._decrypt(value)
 
     @property
     def memory_limit_in_mb(self) -> str:

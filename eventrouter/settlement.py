@@ -11,17 +11,20 @@ import msgspec
 from eventrouter.accounts import Accounts
 from eventrouter.attempts import describe
 from eventrouter.clock import Clock
+from eventrouter.contents import filter_out
 from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import letter, record
+from eventrouter.errors import Throttled
 from eventrouter.idempotency import unserializable
 from eventrouter.intake import Intake
 from eventrouter.journal.protocol import Claim, Journal, Ledger, Note
-from eventrouter.lanes import Lane
-from eventrouter.lineage import ATTRIBUTE, cause
+from eventrouter.lanes import Found, Lane
+from eventrouter.lineage import ATTRIBUTE, cause, exhausted, tell
 from eventrouter.model import (
     Dead,
     Decision,
     Done,
+    Event,
     Failed,
     Interrupted,
     Notice,
@@ -38,6 +41,9 @@ from eventrouter.sources import Queue
 
 log = logging.getLogger("eventrouter")
 _DONE = Done()
+_TELL_EVERY = 60.0  # seconds between notices that a function is throttled
+_DEATHS = 10  # of the router, while it was running an event, in a row; then it's the event
+_LATE = 0.05  # seconds after which it is too old for certain
 
 
 class Settlement:
@@ -108,6 +114,97 @@ class Settlement:
             if claim.key is not None and isinstance(decision, RetryAt | Release):
                 back.add(claim.key)
         return back
+
+    def admit(self, lane: Lane, event: Event, captures: Mapping[str, str], id: str) -> None:
+        """Give a request a slot of the lane's pool. id: of the invocation. Raises Throttled."""
+        if self._accounts.full:
+            raise Throttled("the audit log can't be written at present, and no request may run without its record")
+        name, why, wait = lane.function.name, "", 1.0
+        if lane.paused:
+            why = f"it is throttled; `eventrouter unthrottle {name}` lets it run again"
+        elif not lane.pool.take(lane.active):
+            why = f"all {lane.pool.size} slots of its concurrency are in use"
+        elif lane.rate is not None:
+            wait = lane.rate.take(lane.function.rate_key(event, captures), self._clock.monotonic())
+            if wait > 0:
+                lane.pool.give()
+                why = f"it is over its rate of {lane.policy.rate}"
+        if why:
+            self.count_throttle(lane, event, id)
+            raise Throttled(f"{name}: {why}", wait)
+
+    def count_throttle(self, lane: Lane, event: Event, id: str) -> None:
+        """A request was turned away."""
+        lane.throttled += 1
+        self._accounts.throttled(lane.function.name, event, id)
+        now = self._clock.monotonic()
+        if now - lane.told >= _TELL_EVERY:
+            count, lane.untold, lane.told = lane.throttled - lane.untold, lane.throttled, now
+            self._notices.tell(Notice("throttled", lane.function.name, {"throttles": count, "concurrency": lane.pool.size}))
+
+    def ready(self, lane: Lane, claim: Claim) -> Found | None:
+        """What the claim is for; None when it can't even be tried and is settled."""
+        if self._clock.monotonic() - claim.born > lane.policy.max_age:
+            self.give_up_for_age(lane, claim)
+            return None
+        if lane.filters and not self._wanted(lane, claim):
+            return None
+        found: Found | None = claim.hint
+        if found is not None:
+            return found
+        if claim.deaths >= _DEATHS:
+            self.give_up(lane, claim, "RouterCrashed", f"the router died {claim.deaths} times in a row while running it")
+            return None
+        if claim.attempts > lane.policy.retries:  # by hand, of a queue's message, or before the policy was changed
+            self.give_up(lane, claim, "RetriesExhausted", f"it had its {claim.attempts} attempts before")
+            return None
+        event = claim.event
+        if ATTRIBUTE in event.attributes and not claim.redriven and self.loops(lane, event):
+            self.give_up(lane, claim, "RecursiveLoop", tell(event, lane.function.name))
+            return None
+        if event.source == "journal":
+            self.give_up(lane, claim, "Unreadable", "its bytes in the journal are no event")
+            return None
+        try:
+            found = self._intake.rebind(lane, event)
+        except Exception as error:  # of a plugin's trigger; the event must end all the same
+            self.give_up(lane, claim, "Unreadable", f"{type(error).__name__} while it was matched: {error}")
+            return None
+        if found is None:
+            self.give_up(lane, claim, "NoSuchTrigger", f"no trigger of {claim.function} matches {event.source} {event.subject!r} any more")
+        return found
+
+    def _wanted(self, lane: Lane, claim: Claim) -> bool:
+        """Whether a queue's message is one that its function wants; else it is deleted, as Lambda's event filtering does."""
+        trigger, event = lane.trigger, claim.event
+        if (
+            event.source != "journal"
+            and trigger is not None
+            and (trigger.wants(event) is None or not lane.function.lets_in(trigger, event))
+        ):
+            filter_out(lane, event)
+            self._journal.settle(claim, _DONE)
+            return False
+        return True
+
+    @staticmethod
+    def loops(lane: Lane, event: Event) -> bool:
+        return lane.policy.recursive_loop == "terminate" and exhausted(event, lane.function.name)
+
+    def give_up_for_age(self, lane: Lane, claim: Claim) -> None:
+        age = self._clock.monotonic() - claim.born
+        self.give_up(lane, claim, "EventAgeExceeded", f"it waited {age:.0f} s, max_age is {lane.policy.max_age:g} s")
+
+    def put_off(self, lane: Lane, claim: Claim, found: Found) -> bool:
+        """Whether the lane's rate has no turn for a claim; it goes back to the journal until it has one, uncharged."""
+        assert lane.rate is not None
+        now = self._clock.monotonic()
+        patience = max(0.0, claim.born + lane.policy.max_age - now) + _LATE
+        wait = lane.rate.book(lane.function.rate_key(claim.event, found[1]), now, patience)
+        if wait > 0:
+            lane.delayed += 1
+            self._journal.settle(claim, RetryAt(self._clock.time() + wait, claim.attempts))
+        return wait > 0
 
     def give_up(self, lane: Lane | None, claim: Claim, reason: str, message: str) -> None:
         """Dead-letter a claim that was never tried."""

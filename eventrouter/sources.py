@@ -144,6 +144,8 @@ class Router:
     def deliver_to(self, binding: Binding, event: Event, captures: Mapping[str, str] | None = None) -> asyncio.Future[int]:
         """As `deliver`, for a source that has picked the function itself. Check the payload first.
 
+        0 of an event that is no repeat: the function's `where` or its function policy keeps it out.
+
         captures: what the trigger's wildcards stand for; None: it is asked.
         """
         return self._intake.deliver_to(binding, event, captures)
@@ -179,8 +181,8 @@ class Router:
 
         stream: awaited with what the handler gave when that is an iterator, or a Response with one as its body, while time-out and
             concurrency still hold; what it returns is the result. Whatever the handler is, the iterator is an async one.
-        Raises Throttled when no concurrency is left. A payload that does not validate is
-        `Failed(error_type="InvalidPayload")`.
+        Raises Throttled when no concurrency is left, AccessDenied when the function policy does not let the trigger start it. A payload
+        that does not validate is `Failed(error_type="InvalidPayload")`.
         """
         return self._intake.request(binding, event, captures, stream)
 
@@ -223,13 +225,13 @@ class Router:
         """
         return await self._intake.receive(self.name, subject, count, hide, wait)
 
-    async def remove(self, id: str, receives: int) -> bool:
-        """Delete a message by what `receive` said of it. False: it had been removed, or received again."""
-        return await self._journal.remove(id, receives)
+    async def remove(self, subject: str, id: str, receives: int) -> bool:
+        """Delete a message of a queue by what `receive` said of it. False: it had been removed, or received again."""
+        return await self._journal.remove(f"{self.name}:{subject}", id, receives)
 
-    async def hide(self, id: str, receives: int, seconds: float) -> bool:
+    async def hide(self, subject: str, id: str, receives: int, seconds: float) -> bool:
         """Change how long it is unseen from now on; 0: it can be received at once."""
-        return await self._journal.hide(id, receives, seconds)
+        return await self._journal.hide(f"{self.name}:{subject}", id, receives, seconds)
 
     async def move(self, subject: str, count: int, becomes: Callable[[Event], Event | None]) -> int:
         """Up to `count` messages of a queue that nobody holds become others, each in one transaction. How many were moved.

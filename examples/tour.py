@@ -1,5 +1,6 @@
 """A small shop, one handler per kind of source. `scripts/run` serves it and prints lines to try."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -69,6 +70,8 @@ async def tick() -> None:
 
 @on_start
 def say_what_to_try() -> None:
+    if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:  # also run where `import_file` runs, in a process of its own
+        return
     here = Path(__file__).parent.absolute()
     command = f"{Path(sys.executable).parent}/eventrouter"
     place = f"--config {here}/eventrouter.toml"

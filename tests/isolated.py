@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from eventrouter import Batch, Context, Depends, PartialFailure, Reject, Response, Retry, fixed, invoke, on
+from eventrouter import Batch, Context, Depends, PartialFailure, Reject, Response, Retry, fixed, on
 from support import local
 
 LOADED_IN = os.getpid()
@@ -162,11 +162,6 @@ def other(payload: float) -> int:
 def descriptors(payload: Any) -> dict[str, str]:
     folder = Path("/proc/self/fd")
     return {each.name: str(each.readlink()) for each in folder.iterdir() if each.exists()}
-
-
-@on(isolation="process")
-def calls(payload: Any) -> Any:
-    return invoke.sync("echo", payload)
 
 
 @on(local("batch"), isolation="process", batch=Batch(3, window=0.2), retries=1, backoff=fixed(0))

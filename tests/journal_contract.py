@@ -276,7 +276,7 @@ class JournalContract:
         for n in (1, 2):
             ((message,), _) = await journal.receive("f", 1, 30, 3)
             assert int(message.event.data) == n
-            assert await journal.remove(message.id, 1)
+            assert await journal.remove("f", message.id, 1)
         journal.want("f", 1)
         assert numbers(await self.claims(journal, 1)) == [3]
 
@@ -381,13 +381,15 @@ class JournalContract:
         received, spent = await journal.receive("q:a", 2, 30, 5)
         assert ([int(it.event.data) for it in received], [it.receives for it in received], spent) == ([1, 2], [1, 1], [])
         assert [int(it.event.data) for it in (await journal.receive("q:a", 9, 30, 5))[0]] == [3]
-        assert await journal.remove(received[0].id, 1)
-        assert not await journal.remove(received[0].id, 1)
+        assert not await journal.remove("q:b", received[0].id, 1), "it is of another queue"
+        assert not await journal.hide("q:b", received[0].id, 1, 0)
+        assert await journal.remove("q:a", received[0].id, 1)
+        assert not await journal.remove("q:a", received[0].id, 1)
         clock.advance(31)
         (again, _), _ = await journal.receive("q:a", 2, 30, 5)
         assert (int(again.event.data), again.receives) == (2, 2)
-        assert not await journal.remove(again.id, 1), "by an older receipt"
-        assert await journal.hide(again.id, 2, 0)
+        assert not await journal.remove("q:a", again.id, 1), "by an older receipt"
+        assert await journal.hide("q:a", again.id, 2, 0)
         (again,), _ = await journal.receive("q:a", 2, 30, 5)
         assert again.receives == 3
         assert await journal.depth() == {"q:a": {"waiting": 2, "running": 0, "dead": 0}}
@@ -402,7 +404,7 @@ class JournalContract:
         journal.settle(claim, DEAD)
         await journal.flush()
         assert [letter.function for letter in await journal.dead(LetterQuery())] == ["q:a"]
-        assert not await journal.remove(message.id, 2)
+        assert not await journal.remove("q:a", message.id, 2)
 
     async def test_what_is_hidden_comes_to_a_function_when_it_is_due(self, journal: Journal, clock: ManualClock) -> None:
         await journal.accept(entries("q:a", 1))
@@ -573,21 +575,21 @@ class JournalContract:
         assert [int(it.event.data) for it in held] == [1, 2, 3]
         assert [int(it.event.data) for it in await self.receive(journal, 9)] == [4]
         first, second, third = held
-        assert await journal.remove(second.id, 1)
+        assert await journal.remove("sqs:f", second.id, 1)
         assert await self.receive(journal, 9) == []
-        assert await journal.hide(first.id, 1, 0)
+        assert await journal.hide("sqs:f", first.id, 1, 0)
         assert await self.receive(journal, 9) == [], "the third is held"
-        assert await journal.remove(third.id, 1)
+        assert await journal.remove("sqs:f", third.id, 1)
         again = await self.receive(journal, 9)
         assert [(int(it.event.data), it.receives) for it in again] == [(1, 2), (5, 1)]
         clock.advance(31)
         assert [(int(it.event.data), it.receives) for it in await self.receive(journal, 9)] == [(1, 3), (5, 2), (4, 2)]
-        assert not await journal.remove(again[1].id, 1)
+        assert not await journal.remove("sqs:f", again[1].id, 1)
 
     async def test_what_is_received_behind_another_waits_for_its_own_time(self, journal: Journal, clock: ManualClock) -> None:
         await journal.accept(keyed("a", 1, 2, 3, of="sqs:f"))
         first, _ = await self.receive(journal, 2)
-        assert await journal.remove(first.id, 1)
+        assert await journal.remove("sqs:f", first.id, 1)
         assert await self.receive(journal, 9) == [], "the second is held, and the third behind it"
         clock.advance(31)
         assert [(int(it.event.data), it.receives) for it in await self.receive(journal, 9)] == [(2, 2), (3, 1)]
@@ -613,7 +615,7 @@ class JournalContract:
         assert await waits(lambda: clock.advance(3.1)) == [2], "its delay is over"
         clock.advance(5)
         (one, two) = await self.receive(journal, 9)
-        assert await waits(lambda: journal.hide(two.id, two.receives, 0)) == [2]
+        assert await waits(lambda: journal.hide("sqs:f", two.id, two.receives, 0)) == [2]
         journal.want("g", 1)
         await accept(*entries("g", 3))
         (claim,) = await self.claims(journal, 1)
@@ -623,8 +625,8 @@ class JournalContract:
         await accept(*keyed("a", 5, of="sqs:f"))
         (five,) = await self.receive(journal, 1)
         await accept(*keyed("a", 6, of="sqs:f"))
-        assert await waits(lambda: journal.remove(five.id, 1)) == [6], "the next of its key"
-        assert await journal.remove(one.id, one.receives)
+        assert await waits(lambda: journal.remove("sqs:f", five.id, 1)) == [6], "the next of its key"
+        assert await journal.remove("sqs:f", one.id, one.receives)
 
     async def test_waiting_for_messages_ends_when_the_time_is_over_or_the_journal_closes(
         self, make: Callable[..., Journal], clock: ManualClock
@@ -658,7 +660,7 @@ class JournalContract:
         journal.settle(claim, DEAD)
         clock.advance(899)
         assert sorted(numbers(await journal.expired("sqs:f", 100, 9))) == [1, 3, 4]
-        assert not await journal.remove(held.id, 1)
+        assert not await journal.remove("sqs:f", held.id, 1)
 
     async def test_a_queue_is_cleared_of_all_that_waits(self, journal: Journal, clock: ManualClock) -> None:
         await self.bury(journal, "sqs:f", 0)

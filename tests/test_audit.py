@@ -9,7 +9,7 @@ import inspect
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +18,15 @@ from typing import Any
 import apsw
 import pytest
 
-from eventrouter import Event, on
+from eventrouter import Event, Role, allow, on
 from eventrouter.audit import Query, Trail, Verified, Who, _name, _write, read_key
 from eventrouter.clock import ManualClock
-from eventrouter.control import ControlServer, Operations, ask, peer, perform, socket_path
+from eventrouter.control import ControlServer, ask, peer, socket_path
 from eventrouter.errors import ConfigError, EventRouterError, JournalError
 from eventrouter.journal import schema
 from eventrouter.journal.books import START, Books, OpenBooks, seal
 from eventrouter.journal.protocol import Block, Ledger
+from eventrouter.operations import Operations, perform
 from served import Place
 from support import local, make_app, put, running, until
 
@@ -329,14 +330,16 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 # What operators do is in it
 
-READS = {"status", "functions", "letter", "letters", "event", "usage", "audit", "verify"}
+READS = {"status", "functions", "letter", "letters", "event", "usage", "audit", "verify", "permissions", "simulate", "tail"}
 
 
 def test_every_command_is_recorded_but_those_that_only_read() -> None:
     commands = {name for name, value in inspect.getmembers(Operations, inspect.iscoroutinefunction) if not name.startswith("_")}
     unrecorded = {name for name in commands if hasattr(getattr(Operations, name), "reads")}
     assert unrecorded == READS, "whatever changes something must be recorded; a command that only reads belongs into READS"
-    assert commands - READS >= {"invoke", "send", "redrive", "purge", "replay"}
+    assert commands - READS >= {
+        "invoke", "send", "redrive", "purge", "replay", "throttle", "unthrottle", "concurrency", "add_permission", "remove_permission",
+    }  # fmt: skip
 
 
 @on(local("a"), retries=0)
@@ -348,15 +351,14 @@ async def test_an_act_is_on_disk_before_it_is_done_and_then_what_came_of_it(tmp_
     async with running(tmp_path, bad) as app:
         await put(app, "a")
         await until(lambda: app.engine.lanes["bad"].dead == 1)
-        operations = Operations(app)
         seen: list[Any] = []
-        purge = operations.purge
 
-        async def look(**arguments: Any) -> int:
-            seen.extend(await app.trail.query(Query()))
-            return await purge(**arguments)
+        class Looking(Operations):
+            async def purge(self, ids: Sequence[str], query: dict[str, Any]) -> int:
+                seen.extend(await app.trail.query(Query()))
+                return await super().purge(ids, query)
 
-        operations.purge = look  # type: ignore[method-assign, assignment]
+        operations = Looking(app)
         assert await perform(operations, "purge", {"ids": [], "query": {"function": "bad"}}, ME) == 1
         with pytest.raises(ConfigError, match="no archive"):
             await perform(operations, "replay", {"function": "bad", "since": 0}, ME)
@@ -377,6 +379,34 @@ async def test_an_act_is_on_disk_before_it_is_done_and_then_what_came_of_it(tmp_
         assert replayed["resources"][0]["ARN"] == "arn:aws:lambda:local:000000000000:function:bad"
         assert start["eventName"] == "StartRouter"
         assert start["requestParameters"]["functions"] == ["bad"]
+
+
+async def test_who_throttles_or_lets_somebody_in_is_recorded_and_who_asks_nonsense_is_not(tmp_path: Path) -> None:
+    async with running(tmp_path, bad) as app:
+        operations = Operations(app)
+        await perform(operations, "throttle", {"function": "bad"}, ME)
+        given = {"function": "bad", "principal": "s3.amazonaws.com", "action": "lambda:InvokeFunction", "source": "", "sid": "in"}
+        await perform(operations, "add_permission", given, ME)
+        with pytest.raises(EventRouterError, match="concurrency does not take these arguments"):
+            await perform(operations, "concurrency", {"function": "bad", "count": "many"}, ME)
+        with pytest.raises(EventRouterError, match="no query for the audit log"):
+            await perform(operations, "audit", {"query": {"limit": "all"}}, ME)
+        assert await perform(operations, "permissions", {"function": "bad"}, ME)
+        _, throttled, let_in = await app.trail.query(Query())
+        assert (throttled["eventName"], throttled["requestParameters"]) == ("Throttle", {"function": "bad"})
+        assert (let_in["eventName"], let_in["requestParameters"]) == ("AddPermission", given)
+        assert let_in["userIdentity"]["userName"] == ME.name
+
+
+async def test_the_start_has_a_digest_of_the_roles_too(tmp_path: Path) -> None:
+    def digest(role: Role) -> str:
+        app = make_app(tmp_path, on(local("a"), role=role)(plain))
+        return str(app._inventory()["policiesSha256"])
+
+    async def plain() -> None: ...
+
+    reads, same, writes = (Role("r", allow(f"s3:{action}", "*")) for action in ("GetObject", "GetObject", "PutObject"))
+    assert digest(reads) == digest(same) != digest(writes)
 
 
 async def test_an_act_that_cant_be_recorded_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ TINY = {
     "http": {"COUNT": 64, "LATENCIES": 3},
     "mqtt": {"COUNT": 50},
     "process": {"COUNT": 320, "COLD": 2},
+    "calls": {"COUNT": 128},
     "start": {"SETTLE": 0},
     "backlog": {"COUNT": 128, "FEW": 128, "MANY": 256, "BESIDE_RATE": 100, "BESIDE_SECONDS": 1},
     "patterns": {"EVENTS": 2, "SIZES": (10,)},

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +184,45 @@ def test_logs_as_json(place: Place) -> None:
     dead = next(entry for entry in entries if entry.get("action") == "invocation.dead")
     assert (dead["level"], dead["function"]) == ("ERROR", "ship")
     assert dead["invocation"] in dead["message"]
+
+
+def test_what_invocations_print_is_in_the_log_and_can_be_followed(place: Place) -> None:
+    (place.folder / "app.py").write_text(
+        APP + '@on(sns("loud"))\ndef loud(event, context):\n    print(event["Records"][0]["Sns"]["Message"])\n'
+        '    import logging\n    logging.getLogger("mine").warning("beware")\n\n'
+        '@on(sns("inline"))\nasync def inline(event, context):\n    import logging\n    print("here")\n'
+        '    logging.getLogger("mine").warning("and here")\n'
+    )
+    place.serve()
+    follow = subprocess.Popen(
+        [sys.executable, "-u", "-m", "eventrouter", "tail", "loud"], cwd=place.folder, stdout=subprocess.PIPE, text=True
+    )
+    assert follow.stdout is not None
+
+    def send() -> bool:  # until the one that looks on is there
+        place.run("send", "sns", "loud", "hello")
+        return bool(select.select([follow.stdout], [], [], 0.1)[0])
+
+    try:
+        wait_for(send)
+        start = follow.stdout.readline()
+        found = re.fullmatch(r"loud (\S+): START RequestId: (\S+) Version: \$LATEST\n", start)
+        assert found, start
+        assert found[1] == found[2]
+        lines = [follow.stdout.readline().rstrip("\n").removeprefix(f"loud {found[1]}: ") for _ in range(4)]
+        assert lines[:3] == ["hello", "[WARNING] mine beware", f"END RequestId: {found[1]}"]
+        assert lines[3].startswith(f"REPORT RequestId: {found[1]}\tDuration: ")
+    finally:
+        follow.kill()
+        follow.communicate()
+    for line in ("hello", "[WARNING] mine beware", f"END RequestId: {found[1]}"):
+        place.says(f" INFO loud {found[1]}: {line}\n")
+    place.run("send", "sns", "inline", "x")
+    place.says("REPORT")
+    wait_for(lambda: re.search(r" INFO inline (\S+): here\n.* WARNING inline \1: and here\n.* INFO inline \1: END ", place.output))
+    assert "take writes no log" in place.run("tail", "take", code=2)
+    said = place.run("invoke", "loud", '{"Records": [{"Sns": {"Message": "by hand"}}]}')
+    assert re.search(r"START RequestId: (\S+) .*\nby hand\n\[WARNING\] mine beware\nEND RequestId: \1\n(?s:.*)REPORT RequestId: \1\t", said)
 
 
 def test_reload(place: Place) -> None:

@@ -18,8 +18,8 @@ import pytest
 
 from eventrouter import App, Failed, Succeeded, TimedOut, fixed, invoke, on
 from eventrouter.clock import SystemClock
-from eventrouter.control import Operations
 from eventrouter.journal.protocol import Letter, LetterQuery
+from eventrouter.operations import Operations
 from served import Place, wait_for
 from support import event, local, put, running, until
 

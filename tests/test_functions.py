@@ -96,7 +96,7 @@ def test_collect_finds_each_function_once_in_order() -> None:
     found = collect([module(second, first, plain, begin, end), module(first, begin)])
     assert list(found.functions) == ["second", "first"]
     assert (found.starts, found.stops) == ([begin], [end])
-    assert [f.isolation for f in found.functions.values()] == ["inline", "thread"]
+    assert [f.isolation for f in found.functions.values()] == ["inline", "process"]
 
 
 def test_two_functions_of_one_name_name_both_places() -> None:

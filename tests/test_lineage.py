@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from eventrouter import App, Batch, Event, Retry, invoke, on
-from eventrouter.control import Operations
 from eventrouter.invoking import InvokeError
 from eventrouter.journal.protocol import Letter, LetterQuery
 from eventrouter.lineage import LIMIT
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_sns import Topic, sns
 from eventrouter_sns import eventrouter_plugin as sns_plugin

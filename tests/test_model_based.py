@@ -876,12 +876,13 @@ class RouterMachine(Machine):
             return
         id, receives, owed = self.received[which % len(self.received)]
         row = next((row for row in read_rows(self.path) if claim_id(row.seq) == id), None)
-        known = row is not None and (row.state, row.attempts) == (WAITING, receives)
+        # What was received with another of its key, behind it, is parked.
+        known = row is not None and row.state in (WAITING, PARKED) and row.attempts == receives
 
         async def change() -> None:
-            router = self.app.sources["mail"].router
+            router, queue = self.app.sources["mail"].router, owed[0].partition(":")[2]
             with suppress(JournalError):
-                changed = await (router.remove(id, receives) if hide is None else router.hide(id, receives, hide))
+                changed = await (router.remove(queue, id, receives) if hide is None else router.hide(queue, id, receives, hide))
                 assert changed == known
                 if changed and hide is None:
                     self.gone.add(owed)

@@ -17,9 +17,9 @@ import pytest
 
 from eventrouter import App, Event, Network, egress, on
 from eventrouter.config import load_config
-from eventrouter.control import describe_function
 from eventrouter.errors import ConfigError
 from eventrouter.network import inner_rules, leading
+from eventrouter.operations import describe_function
 from eventrouter.plugins import Plugins
 from eventrouter.runtimes.netns import CLOSED, mechanism, refusal
 from hosts import Host

@@ -11,8 +11,8 @@ PUBLIC = {
     "HttpRequest",
     "Idempotent", "Interrupted", "Message", "Network", "Notice", "Outcome", "Part", "PartialFailure", "Plugin", "Queue",
     "QueueDepth", "Received", "Reject", "Response",
-    "Retry", "Router", "Source", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
-    "call_from_thread", "delays", "egress", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "new_id",
+    "Retry", "Role", "Router", "Secret", "Source", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
+    "allow", "call_from_thread", "delays", "deny", "egress", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "new_id",
     "on", "on_start", "on_stop",
     "seconds",
 }  # fmt: skip

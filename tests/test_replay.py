@@ -10,8 +10,8 @@ import pytest
 
 from eventrouter import Event, on
 from eventrouter.clock import ManualClock
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, JournalError
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_sqs import eventrouter_plugin as sqs_plugin
 from eventrouter_sqs import sqs

@@ -13,9 +13,9 @@ import pytest
 from eventrouter import on
 from eventrouter.clock import ManualClock
 from eventrouter.config import MeteringConfig
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError
 from eventrouter.journal.protocol import Ledger, Usage
+from eventrouter.operations import Operations
 from eventrouter.usage import months_around, number_of, report
 from served import Place
 from support import local, running

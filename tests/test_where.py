@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from eventrouter import App, Batch, Event, Trigger, on, patterns
 from eventrouter.contents import Contents, looks_into_events
-from eventrouter.control import Operations, describe_function
 from eventrouter.errors import ConfigError
 from eventrouter.functions import Function, Policy
 from eventrouter.lanes import Lane
 from eventrouter.limits import Pool
+from eventrouter.operations import Operations, describe_function
 from eventrouter.patterns import rules
 from eventrouter.plugins import Plugins
 from eventrouter_http import eventrouter_plugin as http_plugin

@@ -14,8 +14,9 @@ import click
 from eventrouter.app import App
 from eventrouter.audit import Who
 from eventrouter.config import Config, load_config, seconds
-from eventrouter.control import Operations, ask, perform
+from eventrouter.control import ask
 from eventrouter.errors import ConfigError, EventRouterError, NotRunning
+from eventrouter.operations import Operations, perform
 from eventrouter.plugins import Plugins, load_plugins
 
 C = TypeVar("C", bound=Callable[..., Any])

@@ -20,6 +20,7 @@ from eventrouter.runtimes.cgroups import CORE, FEW, PROCESSES
 from eventrouter.runtimes.confine import AS_SERVICE, FILES, PROCESS, Confinement, Means, confinement, lacking, look
 from eventrouter.runtimes.kernel import LINUX, SCOPES_SINCE
 from eventrouter.runtimes.netns import mechanism
+from eventrouter.secrets import KeyRing
 
 _MARKS = {"ok": "ok      ", "note": "note    ", "problem": "PROBLEM "}
 
@@ -84,8 +85,8 @@ def _machine() -> Iterator[Finding]:
         yield Finding("note", 'uvloop is not installed; pip install "eventrouter[uvloop]" makes serve faster')
     yield Finding(
         "note",
-        "`def` handlers run in threads: their time-out answers the caller and takes up an attempt, but can't stop the code; "
-        "it keeps its concurrency until it ends. `async def` handlers are cancelled",
+        '`def` handlers run in processes, which a time-out ends; `async def` handlers are cancelled. With isolation="thread" a time-out '
+        "answers the caller and takes up an attempt, but can't stop the code; it keeps its concurrency until it ends",
     )
     enforced, words = mechanism()
     yield Finding("ok" if enforced else "note", words)
@@ -148,6 +149,18 @@ def _kept(app: App, means: Means) -> Iterator[Finding]:
                 yield Finding(level, f"{function.name}: {option}: {missing}; {remedy}")
 
 
+def _secrets(app: App) -> Iterator[Finding]:
+    used, keys = any(function.env != function.policy.env for function in app.functions.values()), app.vault.keys
+    if not isinstance(keys, KeyRing):
+        yield Finding("ok", f"master keys: those of {app.config.secrets.provider}, which are not asked for here")
+    elif used or keys.exists:
+        ids = keys.ids()
+        yield Finding("ok", f"master keys: {len(ids)} in {keys.where}, {ids[0]} is the present one")
+        app.check_secrets()
+        if used:
+            yield Finding("ok", "secrets: each of the configured ones can be decrypted")
+
+
 def _configured(place: Place, means: Means) -> Iterator[Finding]:
     for name, plugin in place.plugins.by_name.items():
         yield Finding("ok", f"plugin {name} {place.plugins.versions.get(name, '')}".rstrip())
@@ -158,6 +171,7 @@ def _configured(place: Place, means: Means) -> Iterator[Finding]:
         app = place.app()
         yield Finding("ok", f"{len(app.functions)} functions: {', '.join(app.functions)}")
         yield from _kept(app, means)
+        yield from _secrets(app)
     except EventRouterError as error:
         yield Finding("problem", str(error))
     try:

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from eventrouter.cli.common import Place, app_option, columns, dump, json_option, place_options, since
-from eventrouter.control import arguments_for, usage_of
 from eventrouter.errors import ConfigError, suggest
+from eventrouter.operations import arguments_for, usage_of
 from eventrouter.plugins import load_plugins
 
 

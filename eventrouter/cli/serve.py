@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Coroutine, Iterable, Iterator
@@ -18,6 +19,8 @@ import msgspec
 from eventrouter.cli.common import columns, configure, loaded, place_options
 from eventrouter.clock import SystemClock
 from eventrouter.errors import EventRouterError
+from eventrouter.logs import label
+from eventrouter.secrets import Secret
 
 if TYPE_CHECKING:
     from eventrouter.app import App
@@ -72,8 +75,12 @@ def _run(main: Coroutine[Any, Any, bool]) -> bool:
 
 async def _serve(app: App, reload_since: float | None) -> bool:
     """Serve until a signal comes (False) or a file has changed since that Unix time (True)."""
-    from eventrouter.control import ControlServer, Operations  # noqa: PLC0415
+    from eventrouter.control import ControlServer  # noqa: PLC0415
+    from eventrouter.operations import Operations  # noqa: PLC0415
 
+    if any(isinstance(value, Secret) for function in app.functions.values() for value in function.policy.env.values()):
+        # A crash must not write out what handlers have decrypted; 1 is also heard where cores go to a program's pipe.
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -165,7 +172,7 @@ def _newer(folder: Path, since: float) -> bool:
 class _Json(logging.Formatter):
     """One JSON object a line; what a record carries as `extra` are fields of it."""
 
-    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "label"}
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -182,7 +189,8 @@ class _Json(logging.Formatter):
 
 def _configure_logging(form: str) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(label)
+    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(label)s%(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("eventrouter").setLevel(logging.INFO)
     logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it reports each stop as an error; sources rescan by themselves

@@ -12,12 +12,13 @@ import hmac
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import apsw
 import msgspec
 
 from eventrouter.journal.protocol import Block, Head, Ledger, Usage
 
 if TYPE_CHECKING:
+    import apsw
+
     from eventrouter.journal.database import Database
 
 HASH: Final = 32  # bytes

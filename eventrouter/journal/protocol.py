@@ -282,10 +282,10 @@ class Journal(Protocol):
         Of one key they come in order, and none while one of it is held. wait: seconds to wait for the first.
         """
 
-    async def remove(self, id: str, receives: int) -> bool:
-        """Delete a message that was received, if it has not been received again since."""
+    async def remove(self, queue: str, id: str, receives: int) -> bool:
+        """Delete a message of the queue that was received, if it has not been received again since."""
 
-    async def hide(self, id: str, receives: int, seconds: float) -> bool:
+    async def hide(self, queue: str, id: str, receives: int, seconds: float) -> bool:
         """As `remove`, but let it be seen again in so many seconds."""
 
     async def expired(self, queue: str, keep: float, count: int) -> list[Claim]:

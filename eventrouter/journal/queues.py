@@ -12,8 +12,8 @@ from eventrouter.journal.schema import readable
 
 _RECEIVE: Final = "UPDATE invocation SET attempts = attempts + 1, due = ? WHERE seq = ?"
 # What was received behind another of its key is parked, as all behind the first; the attempts tell that it was.
-_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND attempts = ? AND state <= 0 RETURNING function, key"
-_HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND attempts = ? AND state <= 0"
+_REMOVE: Final = "DELETE FROM invocation WHERE seq = ? AND function = ? AND attempts = ? AND state <= 0 RETURNING function, key"
+_HIDE: Final = "UPDATE invocation SET due = ? WHERE seq = ? AND function = ? AND attempts = ? AND state <= 0"
 _EXPIRED: Final = """SELECT seq, attempts, accepted, event, key, deaths, reason IS NOT NULL FROM invocation INDEXED BY waiting
     WHERE state = 0 AND function = ? AND due <= ? AND accepted < ? ORDER BY due, seq"""
 # The parked first: else some would be there with nothing before them.
@@ -113,13 +113,13 @@ def queue_depth(database: Database, queue: str, now: float) -> QueueDepth:
     return QueueDepth(count - held - delayed - running, held, delayed)
 
 
-def remove(database: Database, seq: int, receives: int) -> tuple[bool, list[str]]:
+def remove(database: Database, queue: str, seq: int, receives: int) -> tuple[bool, list[str]]:
     """Whether it was there, and the functions of which a row that was parked behind it waits now."""
-    removed = database._rows(_REMOVE, (seq, receives))
+    removed = database._rows(_REMOVE, (seq, queue, receives))
     database.live -= len(removed)
     return bool(removed), database.promote((function, key) for function, key in removed if key is not None)
 
 
-def hide(database: Database, seq: int, receives: int, until: float) -> bool:
-    database._execute(_HIDE, (until, seq, receives))
+def hide(database: Database, queue: str, seq: int, receives: int, until: float) -> bool:
+    database._execute(_HIDE, (until, seq, queue, receives))
     return database._connection.changes() == 1

@@ -372,18 +372,18 @@ class SqliteJournal:
         found = await self._ask(lambda database: queues.queue_depth(database, queue, now))
         return msgspec.structs.replace(found, held=found.held + self._running[queue])
 
-    async def remove(self, id: str, receives: int) -> bool:
+    async def remove(self, queue: str, id: str, receives: int) -> bool:
         seq = claim_seq(id)
         if seq is None:
             return False
-        removed, woken = await self._ask(lambda database: queues.remove(database, seq, receives))
+        removed, woken = await self._ask(lambda database: queues.remove(database, queue, seq, receives))
         if woken:
             await self._ask(_nothing, wakes=True)
         return removed
 
-    async def hide(self, id: str, receives: int, seconds: float) -> bool:
+    async def hide(self, queue: str, id: str, receives: int, seconds: float) -> bool:
         seq, until = claim_seq(id), self._clock.time() + seconds
-        return seq is not None and await self._ask(lambda database: queues.hide(database, seq, receives, until), wakes=True)
+        return seq is not None and await self._ask(lambda database: queues.hide(database, queue, seq, receives, until), wakes=True)
 
     async def find(self, event_id: str) -> list[Whereabouts]:
         now = self._clock.time()

@@ -109,7 +109,7 @@ class Template:
 def lambda_variables(function: Function, folder: Path) -> dict[str, str]:
     return {
         "AWS_DEFAULT_REGION": REGION,
-        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.policy.memory or 128),
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
         "AWS_LAMBDA_FUNCTION_NAME": function.name,
         "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
         "AWS_LAMBDA_INITIALIZATION_TYPE": "provisioned-concurrency" if function.policy.min_environments else "on-demand",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from eventrouter.model import Failed
 from eventrouter.runtimes.confine import Confinement
 
+LIMIT: Final = 64 * 1024 * 1024  # bytes of a frame
 _HEAD: Final = 4  # bytes of a frame's length
 _CHUNK: Final = 256 * 1024
 
@@ -18,7 +20,7 @@ class Recipe(msgspec.Struct, array_like=True):
     """What the template makes the app's functions of.
 
     modules: (as the app names it, the folder that it is relative to). path: where Python looks for modules.
-    overrides: `[functions.NAME]` tables without what is none of an environment's business.
+    overrides: `[functions.NAME]` tables without what is none of an environment's business. clients: `module:Class` of each.
     hidden: files and folders that none of it is to see, the first of them the data folder. key: see `Shelter`.
     """
 
@@ -27,6 +29,7 @@ class Recipe(msgspec.Struct, array_like=True):
     overrides: dict[str, dict[str, Any]]
     hidden: list[str] = []
     key: str = ""
+    clients: list[str] = []
 
 
 class Order(msgspec.Struct, array_like=True):
@@ -38,7 +41,7 @@ class Order(msgspec.Struct, array_like=True):
 
 
 class Told(msgspec.Struct, array_like=True):
-    """From the template: environment `number` ended with that wait status, out_of_memory: killed for that.
+    """From the template: environment `number` ended with that wait status, out_of_memory: killed for that. peak: its memory at most, MB.
 
     Number 0: the app is loaded, or `fault` says why not. notes: which limits are not kept. groups: see `cgroups.peak`.
     """
@@ -49,6 +52,7 @@ class Told(msgspec.Struct, array_like=True):
     out_of_memory: bool = False
     notes: list[str] = []
     groups: str = ""
+    peak: int = 0
 
 
 class Setup(msgspec.Struct, array_like=True):
@@ -66,7 +70,8 @@ class Job(msgspec.Struct, array_like=True):
     """To an environment: run this. id: the invocation's. trigger: its number among the function's, -1: none.
 
     events: each packed, with its captures and which attempt at it this is; several only for a `batch`. seconds: the time-out.
-    report: whether somebody asks for the `peak`. token: what the environment must have got before it begins.
+    report: whether somebody asks for the `peak`. stream: whether an answer of chunks is taken. token: what the environment must have got
+    before it begins.
     """
 
     id: str
@@ -75,6 +80,7 @@ class Job(msgspec.Struct, array_like=True):
     seconds: float
     batch: bool
     report: bool = False
+    stream: bool = False
     token: int = 0
 
 
@@ -85,18 +91,68 @@ class Answer(msgspec.Struct, array_like=True):
     peak: the environment's memory at most so far, MB; 0: nobody asked.
     """
 
-    kind: str  # "returned", "response", "partial", "failed"
+    kind: str  # "returned", "response", "partial", "failed", "streamed"
     value: Any
     failed: Failed | None = None
     peak: int = 0
 
 
+class Ask(msgspec.Struct, array_like=True):
+    """From an environment, while it runs the invocation `id` ("": while it starts): call this, and reply.
+
+    number: of the call. target: a client's `module:Class`, or what the router does by itself; "": it is about the invocation, and `method`
+    says what. made: what the client is made of.
+    """
+
+    number: int
+    id: str
+    target: str
+    method: str
+    made: dict[str, Any] = {}
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+
+class Raised(msgspec.Struct, array_like=True):
+    """An exception as data. state: its own attributes."""
+
+    module: str
+    name: str
+    args: list[Any]
+    state: dict[str, Any] = {}
+
+
+class Reply(msgspec.Struct, array_like=True):
+    """To an environment: what came of a call of its. response: the value is a `Response`."""
+
+    number: int
+    value: msgspec.Raw = msgspec.Raw(b"\xc0")
+    raised: Raised | None = None
+    response: bool = False
+
+
+def _plain(value: Any) -> Any:
+    """What msgspec doesn't know, as what it does."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Iterable):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is no data")
+
+
+pack = msgspec.msgpack.Encoder(enc_hook=_plain).encode  # of what goes to clients and comes from them
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def frame(message: Any) -> bytes:
-    """Raises what msgspec raises for what can't be encoded."""
-    data = _encode(message)
+class TooLarge(ValueError):
+    """A frame is larger than LIMIT."""
+
+
+def frame(message: Any, encode: Callable[[Any], bytes] = _encode) -> bytes:
+    """Raises what msgspec raises for what can't be encoded, TooLarge."""
+    data = encode(message)
+    if len(data) > LIMIT:
+        raise TooLarge(f"{len(data):,} bytes are more than the {LIMIT >> 20} MiB that go between a function and the router at once")
     return len(data).to_bytes(_HEAD, "big") + data
 
 
@@ -109,12 +165,15 @@ class Frames:
         self._rest = bytearray()
 
     def feed(self, chunk: bytes) -> list[bytes]:
+        """Raises TooLarge: who sends that isn't what we have written."""
         if not self._rest and len(chunk) - _HEAD == int.from_bytes(chunk[:_HEAD], "big"):  # the usual case
             return [chunk[_HEAD:]]
         self._rest += chunk
         found, start = [], 0
         while len(self._rest) - start >= _HEAD:
             end = start + _HEAD + int.from_bytes(self._rest[start : start + _HEAD], "big")
+            if end - start > LIMIT + _HEAD:
+                raise TooLarge
             if end > len(self._rest):
                 break
             found.append(bytes(self._rest[start + _HEAD : end]))

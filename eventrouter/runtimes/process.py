@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +19,13 @@ import msgspec
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import ConfigError
 from eventrouter.functions import Function
-from eventrouter.model import Failed
-from eventrouter.runtimes.environments import Call, Crew, Environment, NoEnvironment, outcome, report
+from eventrouter.lineage import set_cause
+from eventrouter.logs import Log
+from eventrouter.model import Event, Failed, Stream
+from eventrouter.runtimes.calls import Caller, Calls, Clients
+from eventrouter.runtimes.environments import Call, Crew, Environment, NoEnvironment
 from eventrouter.runtimes.forking import GRACE, Template, cause_of_death
-from eventrouter.runtimes.frames import Answer, Job, Order, Recipe, Told, frame
+from eventrouter.runtimes.frames import Answer, Job, Order, Recipe, Told, TooLarge, frame
 from eventrouter.runtimes.netns import Namespaces
 
 log = logging.getLogger("eventrouter")
@@ -35,10 +39,14 @@ _answer = msgspec.msgpack.Decoder(Answer).decode
 
 
 class ProcessRuntime:
-    """functions: those that run isolated. recipe: of the app, for the template. limit: how many environments there are at once."""
+    """functions: those that run isolated. recipe: of the app, for the template. limit: how many environments there are at once.
 
-    def __init__(self, clock: Clock, functions: Mapping[str, Function], recipe: Recipe, folder: Path, limit: int) -> None:
+    clients: what they may call.
+    """
+
+    def __init__(self, clock: Clock, functions: Mapping[str, Function], recipe: Recipe, folder: Path, limit: int, clients: Clients) -> None:
         self._clock = clock
+        self._clients = clients
         self._recipe = recipe
         self._limit = limit
         self._crews = {name: Crew(function, folder) for name, function in functions.items()}
@@ -48,24 +56,32 @@ class ProcessRuntime:
         self._namespaces = Namespaces({name: function.network for name, function in functions.items() if function.network is not None})
         self._environments: dict[int, Environment] = {}
         self._numbers = self._calls = 0
-        self._dispatching = False
+        self._dispatching = self._built = False
         self._looking: asyncio.TimerHandle | None = None
         self._seen: dict[int, Call] = {}  # what environments ran that have more waiting, at the last look
         self._template: Template | None = None
-        self._loading: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[str] | None = None
         self._reaper: Timer | None = None
         self._closing = False
         self._context = contextvars.Context()  # not that of the invocation which happens to need an environment first
 
-    async def start(self) -> None:
-        """Make the functions' networks, load the app into the template. Raises ConfigError when they can't be."""
+    def start(self, *, load: bool) -> None:
+        """Take this context for what isn't an invocation's. load: begin to load the app into the template; else it is when it's needed."""
         self._context = contextvars.copy_context()
-        await self._namespaces.build()
-        for crew in self._crews.values():
-            crew.setup.network = self._namespaces.path(crew.name)
-        fault = await self._load()
-        if fault:
-            raise ConfigError(f"the app can't be loaded for isolated functions: {fault}")
+        if load:
+            self._loading = asyncio.create_task(self._load(), name="template")
+
+    async def ready(self) -> None:
+        """The app is loaded. Raises ConfigError when it can't be."""
+        if self._loading is not None:
+            loading = self._loading
+            try:
+                fault = await loading
+            finally:
+                if self._loading is loading:
+                    self._loading = None
+            if fault:
+                raise ConfigError(f"the app can't be loaded for isolated functions: {fault}")
 
     async def close(self) -> None:
         """End every environment; those that don't end by themselves are killed."""
@@ -85,20 +101,21 @@ class ProcessRuntime:
             await template.close()
         await self._namespaces.close()
 
-    async def run(self, name: str, job: Job, started: Callable[[float], None]) -> Any:
-        """What the handler returned, a PartialFailure that it raised, or Failed.
+    async def run(self, name: str, job: Job, started: Callable[[float], None], log: Log | None = None, stream: Stream | None = None) -> Any:
+        """What the handler returned. Raises HasFailed, PartialFailure.
 
-        started: called when it begins, with the seconds that a cold start took.
 
+        started: called when it begins, with the seconds that a cold start took. log: of what it prints. stream: see `Router.request`.
         Cancelled, it kills the environment and waits until it is gone. Raises NoEnvironment when it is cancelled before it has one.
         """
         crew = self._crews[name]
         self._calls += 1
-        call = Call(self._calls, job, started)
+        job.stream = stream is not None
+        call = Call(self._calls, job, started, log)
         crew.queue.append(call)
         self._dispatch_soon()
         try:
-            answer = await call.done
+            return await (call.result() if stream is None else call.streamed(stream))
         except asyncio.CancelledError:
             environment = call.environment
             if environment is not None and call in environment.ahead:
@@ -111,7 +128,6 @@ class ProcessRuntime:
             if call is environment.call or call in environment.ahead:  # else it has answered meanwhile
                 await self._gone(environment)
             raise
-        return outcome(answer)
 
     # What goes where
 
@@ -141,10 +157,6 @@ class ProcessRuntime:
         """The next calls, up to so many, together."""
         queue, data, tokens = environment.crew.queue, [], bytearray()
         while queue and count and len(environment.ahead) < _AHEAD:
-            # One whose output somebody waits for is sent alone: else it could not be told whose is what is printed.
-            last = environment.ahead[-1] if environment.ahead else environment.call
-            if last is not None and (last.job.report or queue[0].job.report):
-                break
             call = queue.popleft()
             environment.sent = call.job.token = (environment.sent + 1) % 256
             tokens.append(environment.sent)
@@ -166,10 +178,11 @@ class ProcessRuntime:
         """It goes on with the next of what it was sent."""
         call = environment.call = environment.ahead.popleft()
         environment.since = self._clock.monotonic()
-        if environment.init is not None and (to := call.context.get(report)) is not None:
-            to.init = environment.init
-        init, environment.init = environment.init, None
-        call.started(init or 0.0)
+        call.started(environment.init or 0.0)
+        if call.log is not None:
+            call.log.init = environment.init
+            call.log.begin()
+        environment.init = None
 
     def _look(self) -> None:
         """Whether something waits behind what takes long."""
@@ -264,12 +277,14 @@ class ProcessRuntime:
     def _order(self, crew: Crew) -> None:
         assert self._template is not None
         jobs, theirs = socket.socketpair()
+        calls, called = socket.socketpair()
         tokens, (answers, answered), (output, printed) = socket.socketpair(), os.pipe(), os.pipe()
         tokens[0].setblocking(False)
         try:
             self._numbers += 1
             environment = Environment(crew, self._numbers, jobs, tokens, answers, output, self._clock.monotonic())
             jobs.setblocking(False)
+            environment.calls = Calls(calls, self._clients, partial(self._caller, environment), partial(self._end, environment))
             self._environments[environment.number] = environment
             crew.count += 1
             crew.starting += 1
@@ -277,12 +292,13 @@ class ProcessRuntime:
             for descriptor in (answers, output):
                 os.set_blocking(descriptor, False)
             loop.add_reader(answers, self._readable, environment)
-            loop.add_reader(output, environment.pass_on)
+            loop.add_reader(output, self._printed, environment)
             order = Order(environment.number, confinement=crew.confinement)
-            self._template.order(order, theirs.fileno(), tokens[1].fileno(), answered, printed)
+            self._template.order(order, theirs.fileno(), tokens[1].fileno(), answered, printed, called.fileno())
             environment.write(frame(crew.setup))
         finally:
             theirs.close()
+            called.close()
             os.close(answered)
             os.close(printed)
 
@@ -295,8 +311,11 @@ class ProcessRuntime:
             asyncio.get_running_loop().remove_reader(environment.answers)
             self._end(environment)  # most have ended by themselves
             return
-        for data in environment.frames.feed(chunk):
-            self._answered(environment, data)
+        try:
+            for data in environment.frames.feed(chunk):
+                self._answered(environment, data)
+        except TooLarge:  # as below
+            self._end(environment)
         if environment.ready and environment.call is None and not environment.ending:
             self._rests(environment)
 
@@ -312,13 +331,12 @@ class ProcessRuntime:
             crew.starting -= 1
             environment.init = self._clock.monotonic() - environment.began
         elif call is not None:
-            if call.job.report:
-                environment.pass_on()
-            if (to := call.context.get(report)) is not None:
-                to.peak = (self._template and self._template.peak(environment.number)) or answer.peak
+            environment.calls.give_up()  # what it hasn't waited for
             environment.call, environment.slow = None, False
-            crew.quick = self._clock.monotonic() - environment.since < _QUICK and not environment.prints | call.job.report
-            environment.prints = False
+            crew.quick = self._clock.monotonic() - environment.since < _QUICK
+            if call.log is not None and self._template is not None:
+                # Its group counts what it has started, but not the pages that it shares with others.
+                answer.peak = max(self._template.peak(environment.number) or 0, answer.peak)
             call.end(answer)
             if environment.ahead:
                 self._begin(environment)
@@ -335,6 +353,22 @@ class ProcessRuntime:
             self._reaper = self._clock.call_later(IDLE, self._reap)
         if crew.queue:
             self._dispatch_soon()
+
+    def _printed(self, environment: Environment) -> None:
+        self._readable(environment)  # so that it is known which invocation prints: none has ended that had printed what is there now
+        environment.pass_on()
+
+    def _caller(self, environment: Environment, id: str) -> Caller | None:
+        """Who calls in the name of the invocation `id`, if the environment runs that; "": itself, while it starts and ends."""
+        if not id:
+            if environment.ready and not environment.ending:
+                return None
+            context = self._context.copy()
+            context.run(set_cause, (environment.crew.name, Event("environment", "environment.life", environment.crew.name)))
+            return Caller(context)
+        if any(call.id == id for call in environment.ahead):
+            self._readable(environment)  # that those before it have ended has not been read
+        return environment.call.caller if environment.call is not None and environment.call.id == id else None
 
     def _retire(self, environment: Environment) -> None:
         """Ask it to close what it shares between invocations, and to end."""
@@ -372,11 +406,12 @@ class ProcessRuntime:
             return
         crew = environment.crew
         self._leave(environment)
-        with suppress(OSError):  # what it said last may not be read yet
+        with suppress(OSError, TooLarge):  # what it said last may not be read yet
             while chunk := os.read(environment.answers, _CHUNK):
                 for data in environment.frames.feed(chunk):
                     self._answered(environment, data)
         environment.pass_on()
+        environment.calls.close()
         environment.gone.set_result(None)
         self._take_back(environment)
         loop = asyncio.get_running_loop()
@@ -393,7 +428,7 @@ class ProcessRuntime:
             call = crew.queue.popleft() if crew.queue else None  # so that one that can't start isn't tried for ever
         if call is not None:
             kind, message = cause_of_death(told.status, out_of_memory=told.out_of_memory)
-            call.end(Answer("failed", None, Failed(kind, f"RequestId: {call.id} Error: {message}"), 0))
+            call.end(Answer("failed", None, Failed(kind, f"RequestId: {call.id} Error: {message}"), told.peak))
         if environment.ready:
             self._refill()
         else:
@@ -405,8 +440,11 @@ class ProcessRuntime:
         if self._loading is None:
             self._loading = asyncio.create_task(self._load_again(), name="template", context=self._context.copy())
 
-    async def _load_again(self) -> None:
-        fault = await self._load()
+    async def _load_again(self) -> str:
+        try:
+            fault = await self._load()
+        except ConfigError as error:
+            fault = str(error)
         self._loading = None
         if fault:
             log.error("the app can't be loaded for isolated functions: %s", fault, extra={"action": "template.failed"})
@@ -414,9 +452,15 @@ class ProcessRuntime:
                 while crew.queue:
                     call = crew.queue.popleft()
                     call.end(Answer("failed", None, Failed("Runtime.ImportModuleError", fault), 0))
+        return fault
 
     async def _load(self) -> str:
-        """Why it can't be, or nothing."""
+        """Why it can't be, or nothing. Raises ConfigError when the functions' networks can't be made."""
+        if not self._built:
+            await self._namespaces.build()
+            self._built = True
+            for crew in self._crews.values():
+                crew.setup.network = self._namespaces.path(crew.name)
         template = Template(self._died, self._template_died)
         try:
             fault = await template.load(self._recipe)

@@ -23,8 +23,10 @@ from typing import Final, NoReturn
 import msgspec
 
 from eventrouter.errors import EventRouterError, set_isolated
-from eventrouter.functions import Function, UserImportError, collect, load
+from eventrouter.functions import Collected, UserImportError, collect, load
+from eventrouter.logs import MAXRSS
 from eventrouter.plugins import load_plugins, make_trigger
+from eventrouter.runtimes.channel import Channel, install
 from eventrouter.runtimes.confine import Confinement, Shelter, check
 from eventrouter.runtimes.frames import Frames, Line, Order, Recipe, Setup, Told, frame
 from eventrouter.runtimes.kernel import die_with_parent
@@ -33,7 +35,7 @@ from eventrouter.runtimes.worker import serve
 
 _ORPHANED: Final = signal.SIGUSR2  # not SIGTERM, which a service manager sends to the whole group while the router drains
 _PYTHON: Final = (sys.prefix, sys.base_prefix, sys.exec_prefix)
-_DESCRIPTORS: Final = 4  # with each order to fork: where the environment's jobs and tokens come from, where its answers and output go
+_DESCRIPTORS: Final = 5  # with each order to fork: an environment's ends of its jobs, tokens, answers, output and calls
 
 
 def main(descriptor: int) -> None:
@@ -47,8 +49,8 @@ def main(descriptor: int) -> None:
     code = [*recipe.path, *(each for name, base in recipe.modules for each in (base, Path(base, name).parent)), *_PYTHON]
     shelter = Shelter(recipe.hidden, code, recipe.key)  # first: once there are threads, the kernel lets none in
     try:
-        functions = _make(recipe)
-        notes = check(shelter.means, functions.values())
+        app = _make(recipe)
+        notes = check(shelter.means, app.functions.values())
     except BaseException as error:  # whatever the user's code does when it is imported, the router is told
         shelter.close(())
         control.sendall(frame(Told(0, fault=_why(error))))
@@ -60,11 +62,12 @@ def main(descriptor: int) -> None:
     gc.collect()
     gc.freeze()  # else each environment's collector would copy what they all share
     control.sendall(frame(Told(0, notes=notes, groups=shelter.memory)))
-    _Template(control, functions, shelter).run()
+    _Template(control, app, shelter).run()
 
 
-def _make(recipe: Recipe) -> dict[str, Function]:
+def _make(recipe: Recipe) -> Collected:
     sys.path[:] = recipe.path
+    install(recipe.clients)
     modules = [module for name, folder in recipe.modules for module in load(name, Path(folder))]
     overrides = {name: dict(table) for name, table in recipe.overrides.items()}
     if any("on" in table for table in overrides.values()):
@@ -73,10 +76,10 @@ def _make(recipe: Recipe) -> dict[str, Function]:
             if "on" in table:
                 entries = table["on"] if isinstance(table["on"], list) else [table["on"]]
                 table["on"] = [make_trigger(triggers, entry, f"[functions.{name}]") for entry in entries]
-    functions = collect(modules, overrides).functions
-    if any(function.foreign for function in functions.values()):
+    app = collect(modules, overrides)
+    if any(function.foreign for function in app.functions.values()):
         importlib.import_module("eventrouter.runtimes.foreign")  # here, once for all environments; others don't need it
-    return functions
+    return app
 
 
 def _why(error: BaseException) -> str:
@@ -86,10 +89,10 @@ def _why(error: BaseException) -> str:
 
 
 class _Template:
-    def __init__(self, control: socket.socket, functions: Mapping[str, Function], shelter: Shelter) -> None:
+    def __init__(self, control: socket.socket, app: Collected, shelter: Shelter) -> None:
         self._control = control
-        self._functions = functions
         self._shelter = shelter
+        self._app = app
         self._pids: dict[int, int] = {}  # of living environments, by number
         self._woken, self._waker = socket.socketpair()  # a signal writes to it
         for end in (self._woken, self._waker):
@@ -128,7 +131,7 @@ class _Template:
                     elif (pid := self._pids.get(order.number)) is not None:
                         _kill(pid, order.signal)
 
-    def _fork(self, number: int, asked: Confinement, jobs: int, tokens: int, answers: int, output: int) -> None:
+    def _fork(self, number: int, asked: Confinement, *ends: int) -> None:
         try:
             self._shelter.renew()
             pid = os.fork()
@@ -136,13 +139,13 @@ class _Template:
             self._tell(Told(number, signal.SIGKILL))
         else:
             if pid == 0:
-                self._become(number, asked, jobs, tokens, answers, output)
+                self._become(number, asked, *ends)
             self._pids[number] = pid
             self._shelter.forked(pid, asked)
-        for descriptor in (jobs, tokens, answers, output):
+        for descriptor in ends:
             os.close(descriptor)
 
-    def _become(self, number: int, asked: Confinement, jobs: int, tokens: int, answers: int, output: int) -> NoReturn:
+    def _become(self, number: int, asked: Confinement, jobs: int, tokens: int, answers: int, output: int, calls: int) -> NoReturn:
         """An environment, in the child."""
         code = 1
         try:
@@ -164,13 +167,13 @@ class _Template:
                     enter(setup.network)
                 os.environ.update(setup.variables)
                 os.environ.update(self._confine(number, asked))
-                function, ends = self._functions[setup.function], (line, socket.socket(fileno=tokens), answers)
+                function, ends = self._app.functions[setup.function], (line, socket.socket(fileno=tokens), answers)
                 if function.foreign:
                     from eventrouter.runtimes.foreign import serve as serve_foreign  # noqa: PLC0415 - the template has it when it's needed
 
                     serve_foreign(function, *ends)
                 else:
-                    serve(function, setup.env, *ends)
+                    serve(setup, self._app, *ends, Channel(socket.socket(fileno=calls)))
             code = 0
         except OSError:  # the router is gone
             pass
@@ -191,9 +194,9 @@ class _Template:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             _kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            _, status, usage = os.wait4(pid, 0)
             del self._pids[number]
-            self._tell(Told(number, status, out_of_memory=self._shelter.ended(number, pid)))
+            self._tell(Told(number, status, out_of_memory=self._shelter.ended(number, pid), peak=usage.ru_maxrss // MAXRSS))
 
     def _tell(self, told: Told) -> None:
         with suppress(OSError):  # the router is gone: `_obey` sees that next

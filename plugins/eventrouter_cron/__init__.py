@@ -19,6 +19,7 @@ class CronTrigger(Trigger):
     """`cron(...)`, `rate(...)` and `at(...)` make it."""
 
     source = "cron"
+    service = "events.amazonaws.com"
 
     def __init__(self, expression: str, timezone: str, catch_up: CatchUp) -> None:
         if catch_up not in ("last", "all", "none"):
@@ -36,6 +37,9 @@ class CronTrigger(Trigger):
 
     def aws_event(self, events: Sequence[Event]) -> Any:
         return events[0].json()
+
+    def arn(self, function: str, subject: str | None = None) -> str:
+        return f"arn:aws:events:local:000000000000:rule/{function}"
 
     def __str__(self) -> str:
         zone = "" if self.timezone == "UTC" else f" {self.timezone}"

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from eventrouter import Event, Plugin, Trigger, call_from_thread, hookimpl, patterns
+from eventrouter import Event, Plugin, Trigger, call_from_thread, hookimpl, patterns, permissions
 from eventrouter.errors import ConfigError
 from eventrouter_events import targets
-from eventrouter_events.shapes import check_bus, make, shape
+from eventrouter_events.shapes import bus_arn, buses_of, check_bus, make, shape
 
 __all__ = ["Bus", "EventsTrigger", "events"]
 
@@ -42,6 +42,7 @@ class EventsTrigger(Trigger):
     """`events(...)` makes it."""
 
     source = "events"
+    service = "events.amazonaws.com"
     view = staticmethod(shape)
 
     def __init__(self, pattern: Mapping[str, Any] | str, bus: str) -> None:
@@ -59,6 +60,10 @@ class EventsTrigger(Trigger):
 
     def aws_event(self, events: Sequence[Event]) -> Any:
         return shape(events[0]) if len(events) == 1 else [shape(event) for event in events]
+
+    def arn(self, function: str, subject: str | None = None) -> str:
+        rule = function if self.bus == "default" else f"{self.bus}/{function}"
+        return f"arn:aws:events:local:000000000000:rule/{rule}"
 
     def __str__(self) -> str:
         return self._text
@@ -87,10 +92,12 @@ class Bus:
         """Put an event; returns its id once it is on disk for every function that wants it.
 
         detail: a dict, or what becomes a JSON object (a msgspec.Struct, a dataclass). time: when it happened; None: now.
-        Raises NotRunning outside a handler, JournalError when it can't be written, ValueError for what EventBridge would refuse.
+        Raises AccessDenied when the function's role does not allow it, NotRunning outside a handler, JournalError when it can't be
+        written, ValueError for what EventBridge would refuse.
         """
         from eventrouter_events.source import EventsSource  # noqa: PLC0415 - sources load when they are needed
 
+        permissions.require("events:PutEvents", bus_arn(self.name))
         text = msgspec.json.encode(detail).decode()
         entry = {"Source": source, "DetailType": detail_type, "Detail": text, "Resources": list(resources), "Time": time}
         return await EventsSource.current().put(entry, self.name)
@@ -103,6 +110,8 @@ class Bus:
         """
         from eventrouter_events.source import EventsSource  # noqa: PLC0415
 
+        for bus in buses_of(entries, self.name):
+            permissions.require("events:PutEvents", bus_arn(bus))
         return await EventsSource.current().put_events(entries, self.name)
 
     def __repr__(self) -> str:
@@ -151,7 +160,9 @@ def eventrouter_plugin() -> Plugin:
         source="eventrouter_events.source:EventsSource",
         always=True,
         destination=check_bus,
+        sends=("events:PutEvents", bus_arn("{}")),
         config=EventsConfig,
+        clients=[Bus],
         triggers={"events": events},
         check=check,  # type: ignore[arg-type]  # it is only given triggers of its own
         handlers=handlers,

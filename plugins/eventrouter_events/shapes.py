@@ -100,10 +100,24 @@ def event_of_entry(entry: Mapping[str, Any], bus: str = "default") -> Event:
     resources = entry.get("Resources") or []
     if not isinstance(resources, list | tuple) or not all(isinstance(resource, str) for resource in resources):
         raise _invalid("Resources", "Resources is a list of strings.")
-    name = str(entry.get("EventBusName") or bus).removeprefix(f"arn:aws:events:{_REGION}:{_ACCOUNT}:event-bus/")
+    name = _bus_of(entry, bus)
     if not _BUS.fullmatch(name):
         raise _invalid("EventBusName", "its name is 1 to 256 of letters, digits, '.', '-' and '_'.")
     return make(name, entry["Source"], entry["DetailType"], detail, resources=resources, time=seconds_of(entry.get("Time")))
+
+
+def bus_arn(name: str) -> str:
+    return f"arn:aws:events:{_REGION}:{_ACCOUNT}:event-bus/{name}"
+
+
+def _bus_of(entry: Mapping[str, Any], bus: str) -> str:
+    return str(entry.get("EventBusName") or bus).removeprefix(bus_arn(""))
+
+
+def buses_of(entries: Any, bus: str) -> set[str]:
+    """Where entries of PutEvents are to go. bus: where those go that don't say. Raises ValueError as `check_entries`."""
+    check_entries(entries)
+    return {_bus_of(entry, bus) for entry in entries}
 
 
 def _object(text: str) -> bytes:

@@ -15,7 +15,7 @@ from eventrouter import Event, Plugin, Trigger, Wild, Wildcards, hookimpl
 from eventrouter.errors import ConfigError, explain
 from eventrouter_http.auth import ApiKey, Auth, Authorizer, Jwt, authorizer, jwt, read_auth
 from eventrouter_http.cors import Cors
-from eventrouter_http.payload import payload_1, payload_2
+from eventrouter_http.payload import ACCOUNT, API, payload_1, payload_2
 from eventrouter_http.routes import bare, captured
 
 __all__ = ["Cors", "HttpTrigger", "authorizer", "http", "jwt"]
@@ -58,6 +58,7 @@ class HttpTrigger(Trigger):
     """
 
     source = "http"
+    service = "apigateway.amazonaws.com"
 
     def __init__(
         self,
@@ -113,6 +114,10 @@ class HttpTrigger(Trigger):
     def aws_event(self, events: Sequence[Event]) -> dict[str, Any]:
         make = payload_1 if self.payload == "1.0" else payload_2
         return make(events[0], self.route, self.matches(events[0]) or {})
+
+    def arn(self, function: str, subject: str | None = None) -> str:
+        path = re.sub(r"\{.*?\}", "*", self.pattern or "/*") if subject is None else subject
+        return f"arn:aws:execute-api:local:{ACCOUNT}:{API}/$default/{'*' if self.method == 'ANY' else self.method}{path}"
 
     def __str__(self) -> str:
         return f"http {self.route}" + (" (event)" if self.mode == "event" else "")

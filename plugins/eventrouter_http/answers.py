@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
+from math import ceil
 from typing import Any, final
 
 import msgspec
@@ -15,6 +16,7 @@ from aiohttp.http import SERVER_SOFTWARE
 from multidict import CIMultiDict
 
 from eventrouter import Response
+from eventrouter.errors import Throttled
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -97,6 +99,10 @@ def problem(status: int, detail: str, headers: Mapping[str, str] = NONE) -> web.
     """An RFC 9457 problem."""
     body = msgspec.json.encode({"type": "about:blank", "title": _title(status), "status": status, "detail": detail})
     return web.Response(body=body, status=status, content_type="application/problem+json", headers={**SECURITY, **headers})
+
+
+def throttled(error: Throttled) -> web.Response:
+    return problem(HTTPStatus.TOO_MANY_REQUESTS, str(error), {"Retry-After": str(max(1, ceil(error.after)))})
 
 
 def _title(status: int) -> str:

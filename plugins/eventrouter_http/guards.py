@@ -15,7 +15,7 @@ from aiohttp import web
 from eventrouter import Event, Failed, Interrupted, Router, Succeeded
 from eventrouter.errors import EventRouterError, Throttled
 from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
-from eventrouter_http.answers import problem
+from eventrouter_http.answers import problem, throttled
 from eventrouter_http.auth import Auth, Authorizer, Failures, Jwt, Keys, Verdict, identity_of, verdict
 from eventrouter_http.payload import ACCOUNT, API, authorizer_event
 
@@ -149,7 +149,7 @@ class Guards:
         try:
             outcome = await self._router.call(auth.function, event)
         except Throttled as error:
-            return problem(429, str(error), {"Retry-After": "1"})
+            return throttled(error)
         if isinstance(outcome, Interrupted):
             return problem(503, "the router is shutting down", {"Retry-After": "1"})
         if isinstance(outcome, Failed) and outcome.error_message == "Unauthorized":  # what AWS's own examples raise

@@ -12,9 +12,9 @@ import msgspec
 from aiohttp import ClientSession, HttpVersion11, web
 
 from eventrouter import Binding, Endpoint, Event, Failed, Health, HttpRequest, Outcome, Router, Source, Succeeded, TimedOut
-from eventrouter.errors import ConfigError, EventRouterError, InvalidPayload, JournalError, Throttled
+from eventrouter.errors import AccessDenied, ConfigError, EventRouterError, InvalidPayload, JournalError, Throttled
 from eventrouter_http import HttpConfig, HttpTrigger, is_loopback
-from eventrouter_http.answers import JSON, NONE, SECURITY, Plain, from_lambda, from_typed, problem
+from eventrouter_http.answers import JSON, NONE, SECURITY, Plain, from_lambda, from_typed, problem, throttled
 from eventrouter_http.connections import Garbled, Server, TooLarge, TooSlow, read_body
 from eventrouter_http.cors import Cors
 from eventrouter_http.guards import Guard, Guards
@@ -272,7 +272,9 @@ class HttpSource(Source[HttpConfig]):
             try:
                 outcome = await run(binding, event, captures, stream)
             except Throttled as error:
-                return problem(429, str(error), {"Retry-After": "1"})
+                return throttled(error)
+            except AccessDenied:
+                return problem(403, "no request may start this function at present")
             stream.over = True
             if stream.answer is not None and not isinstance(outcome, Succeeded):
                 return stream.cut()
@@ -294,7 +296,8 @@ class HttpSource(Source[HttpConfig]):
                     return event
             try:
                 check(binding, event, captures)
-                await deliver_to(binding, event, captures)
+                if not await deliver_to(binding, event, captures):  # its id is new, and `where` was asked: the function policy says no
+                    return problem(403, "no request may start this function at present")
                 self.router.crash_point("ack.before")
             except InvalidPayload as error:
                 return problem(400, str(error))

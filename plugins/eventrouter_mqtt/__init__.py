@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Meta
 
-from eventrouter import Event, Finding, Plugin, Trigger, Wild, call_from_thread, hookimpl
+from eventrouter import Event, Finding, Plugin, Trigger, Wild, call_from_thread, hookimpl, permissions
 from eventrouter.errors import ConfigError
 from eventrouter_mqtt import topics
 
@@ -80,6 +80,7 @@ class MqttTrigger(Trigger):
     """`mqtt(...)` makes it. filter: as it is subscribed to; levels: the same, split."""
 
     source = "mqtt"
+    service = "iot.amazonaws.com"
 
     def __init__(self, filter: str, qos: int, share: str) -> None:
         self.text, self.qos, self.share = filter, qos, share
@@ -122,6 +123,9 @@ class MqttTrigger(Trigger):
             return None
         return {name: "/".join(topic[place:]) if rest else topic[place] for name, place, rest in self._captures}
 
+    def arn(self, function: str, subject: str | None = None) -> str:
+        return f"arn:aws:iot:local:000000000000:topicfilter/{self.filter}"
+
     def __str__(self) -> str:
         return f"mqtt {self.text}" + (f" share={self.share}" if self.share else "")
 
@@ -148,11 +152,13 @@ class Broker:
         """Publish, and with QoS 1 or 2 wait for the broker's acknowledgement, through reconnections if need be.
 
         payload: text and bytes go out as they are, anything else as JSON.
-        Raises ValueError for what is no topic, NotRunning outside a handler, EventRouterError when the broker refuses.
+        Raises ValueError for what is no topic, AccessDenied when the function's role does not allow it, NotRunning outside a handler,
+        EventRouterError when the broker refuses.
         """
         from eventrouter_mqtt.source import MqttSource  # noqa: PLC0415 - sources load when they are needed
 
         topics.check_topic(topic)
+        permissions.require("iot:Publish", f"arn:aws:iot:local:000000000000:topic/{topic}")
         if isinstance(payload, str):
             payload = payload.encode()
         await MqttSource.current().publish(topic, payload if isinstance(payload, bytes) else msgspec.json.encode(payload), qos, retain)
@@ -210,6 +216,7 @@ def eventrouter_plugin() -> Plugin:
         source="eventrouter_mqtt.source:MqttSource",
         always=True,
         config=MqttConfig,
+        clients=[Broker],
         triggers={"mqtt": mqtt},
         check=check,
         doctor=doctor,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from eventrouter import Event, Part, Plugin, Trigger, Wildcards, call_from_thread, hookimpl
+from eventrouter import Event, Part, Plugin, Trigger, Wildcards, call_from_thread, hookimpl, permissions
 from eventrouter.errors import ConfigError, suggest
 from eventrouter_s3.files import IGNORED, Names
 from eventrouter_s3.notifications import HAPPEN, S3Object, event_of, record, test_event, types_of
@@ -39,6 +39,7 @@ class S3Trigger(Trigger):
     """`s3(...)` makes it. initial: whether objects found at first sight start the function too."""
 
     source = "s3"
+    service = "s3.amazonaws.com"
 
     def __init__(self, bucket: str, events: tuple[str, ...], prefix: str, suffix: str, key: str, initial: bool) -> None:
         check_bucket(bucket)
@@ -66,6 +67,9 @@ class S3Trigger(Trigger):
 
     def aws_event(self, events: Sequence[Event]) -> dict[str, Any]:
         return {"Records": [record(event) for event in events]}
+
+    def arn(self, function: str, subject: str | None = None) -> str:
+        return f"arn:aws:s3:::{self.bucket}"
 
     def __str__(self) -> str:
         options = {"prefix": self._prefix, "suffix": self.suffix, "key": self._key.text if self._key else ""}
@@ -95,7 +99,8 @@ def check_bucket(name: str) -> None:
 class Bucket:
     """A bucket to read and write from handlers; making one does nothing yet.
 
-    Every method raises ValueError for a key that is none (`../x`) or leads through a link, NotRunning outside a handler.
+    Every method raises ValueError for a key that is none (`../x`) or leads through a link, AccessDenied for what the function's role
+    does not allow, NotRunning outside a handler.
     """
 
     def __init__(self, name: str) -> None:
@@ -105,6 +110,7 @@ class Bucket:
 
     async def read(self, key: str) -> bytes:
         """The object's content. Raises FileNotFoundError."""
+        permissions.require("s3:GetObject", f"arn:aws:s3:::{self.name}/{key}")
         return await _source().read(self.name, key)
 
     async def write(self, key: str, data: bytes | str) -> None:
@@ -113,14 +119,17 @@ class Bucket:
             data = data.encode()
         elif not isinstance(data, bytes):
             raise TypeError(f"{self!r}.write({key!r}): data is bytes or str, not {type(data).__name__}; encode it first")
+        permissions.require("s3:PutObject", f"arn:aws:s3:::{self.name}/{key}")
         await _source().write(self.name, key, data)
 
     async def delete(self, key: str) -> None:
         """Remove an object; none there is no error, as in S3."""
+        permissions.require("s3:DeleteObject", f"arn:aws:s3:::{self.name}/{key}")
         await _source().delete(self.name, key)
 
     async def list(self, prefix: str = "") -> list[str]:
         """The keys that begin with `prefix`, sorted."""
+        permissions.require("s3:ListBucket", f"arn:aws:s3:::{self.name}", {"s3:prefix": prefix})
         return await _source().keys(self.name, prefix)
 
     def __repr__(self) -> str:
@@ -195,6 +204,7 @@ def eventrouter_plugin() -> Plugin:
         source="eventrouter_s3.source:S3Source",
         always=True,
         config=S3Config,
+        clients=[Bucket],
         triggers={"s3": s3},
         check=check,
         sample=sample,

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from eventrouter import Event, Plugin, call_from_thread, hookimpl
+from eventrouter import Event, Plugin, call_from_thread, hookimpl, permissions
 from eventrouter.errors import ConfigError
 from eventrouter_sns.deliveries import forwards, handlers
 from eventrouter_sns.filters import Scope
-from eventrouter_sns.messages import FIFO, check_name, typed
+from eventrouter_sns.messages import FIFO, check_name, topic_arn, typed
 from eventrouter_sns.settings import SnsConfig
 from eventrouter_sns.triggers import TopicTrigger, topic_trigger
 
@@ -53,10 +53,12 @@ class Topic:
             `{"DataType": "String", "StringValue": "x"}`.
         group, dedupe: for topics that end in `.fifo`: messages of one group keep their order, and one with the `dedupe` of
             another of the last five minutes is a repeat: nobody gets it, and the other's id is returned.
-        Raises NotRunning outside a handler, JournalError when it can't be written, ValueError for what SNS would refuse.
+        Raises AccessDenied when the function's role does not allow it, NotRunning outside a handler, JournalError when it can't be
+        written, ValueError for what SNS would refuse.
         """
         from eventrouter_sns.source import SnsSource  # noqa: PLC0415 - sources load when they are needed
 
+        permissions.require("sns:Publish", topic_arn(self.name))
         data = message.encode() if isinstance(message, str) else msgspec.json.encode(message)
         return await SnsSource.current().publish(self.name, data, subject, attributes or {}, group, dedupe)
 
@@ -113,7 +115,9 @@ def eventrouter_plugin() -> Plugin:
         source="eventrouter_sns.source:SnsSource",
         always=True,
         destination=check_destination,
+        sends=("sns:Publish", topic_arn("{}")),
         config=SnsConfig,
+        clients=[Topic],
         triggers={"sns": sns},
         handlers=handlers,
         forwards=forwards,

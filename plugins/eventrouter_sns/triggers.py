@@ -17,6 +17,7 @@ class TopicTrigger(Trigger):
     """`sns(...)` makes it. filter: a compiled policy. delivers: for an endpoint, whose dead letters are notifications."""
 
     source = "sns"
+    service = "sns.amazonaws.com"
 
     def __init__(self, topic: str, filter: filters.FilterPolicy, *, delivers: bool = False) -> None:
         self._wildcards = Wildcards(topic, "sns topic")
@@ -39,6 +40,9 @@ class TopicTrigger(Trigger):
         """The same for as long as the function asks for the same topics."""
         arn = topic_arn(topic)
         return f"{arn}:{uuid.uuid5(uuid.NAMESPACE_URL, arn + self._wildcards.text)}"
+
+    def arn(self, function: str, subject: str | None = None) -> str:
+        return topic_arn(re.sub(r"\{.*?\}", "*", self._wildcards.text) if subject is None else subject)
 
     def __str__(self) -> str:
         return f"sns {self._wildcards.text}{' filtered' if self.content_pattern is not None else ''}"

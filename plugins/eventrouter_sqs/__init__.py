@@ -19,6 +19,7 @@ from eventrouter import (
     call_from_thread,
     hookimpl,
     patterns,
+    permissions,
 )
 from eventrouter.errors import ConfigError
 from eventrouter_sqs.messages import (
@@ -30,6 +31,7 @@ from eventrouter_sqs.messages import (
     check_name,
     is_fifo,
     ordered,
+    queue_arn,
     record,
     sent,
     typed,
@@ -46,6 +48,7 @@ class QueueTrigger(Trigger):
     """`sqs(...)` makes it. text: as it was written."""
 
     source = "sqs"
+    service = "sqs.amazonaws.com"
 
     def __init__(self, queue: str, filter: Filter | None = None) -> None:
         self._wildcards = Wildcards(queue, "sqs queue")
@@ -80,6 +83,9 @@ class QueueTrigger(Trigger):
     def aws_event(self, events: Sequence[Event]) -> dict[str, Any]:
         return {"Records": [record(event) for event in events]}
 
+    def arn(self, function: str, subject: str | None = None) -> str:
+        return queue_arn(re.sub(r"\{.*?\}", "*", self.text) if subject is None else subject)
+
     def __str__(self) -> str:
         return f"sqs {self.text}" + (" (filtered)" if self.content_pattern else "")
 
@@ -113,7 +119,10 @@ def _compile(filter: Filter, queue: str) -> patterns.Pattern:
 
 
 class Queue:
-    """A queue to send to and receive from, in handlers; making one does nothing yet. That of a FIFO queue ends in ".fifo"."""
+    """A queue to send to and receive from, in handlers; making one does nothing yet. That of a FIFO queue ends in ".fifo".
+
+    Every method raises AccessDenied for what the function's role does not allow.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = check_name(name, "Queue")
@@ -149,6 +158,7 @@ class Queue:
     async def _send(
         self, bodies: Iterable[Any], attributes: Mapping[str, Value] | None, delay: float | None, group: str | None, dedupe: str | None
     ) -> list[str]:
+        self._require("SendMessage")
         source, attributes = _source(), attributes or {}
         encoded = [body.encode() if isinstance(body, str) else msgspec.json.encode(body) for body in bodies]
         return await source.put([source.make(self.name, body, attributes, delay, group, dedupe) for body in encoded])
@@ -161,6 +171,7 @@ class Queue:
         Of a group of a FIFO queue there is none while one that was received is neither deleted nor there again.
         What was received `max_receives` times before is a dead letter now.
         """
+        self._require("ReceiveMessage")
         if not 1 <= max <= 10:
             raise ValueError(f"{self!r}.receive: max={max!r}: 1 to 10")
         if not 0 <= wait <= MOST_WAIT:
@@ -169,17 +180,21 @@ class Queue:
 
     async def delete(self, message: Message) -> bool:
         """It is done with. False: it was deleted before, or received by another since; then it stays."""
-        return await _source().router.remove(*self._receipt(message))
+        self._require("DeleteMessage")
+        return await _source().router.remove(self.name, *self._receipt(message))
 
     async def change_visibility(self, message: Message, seconds: float) -> bool:
         """Let it be there again in so many seconds from now (0 to 43200). False: as `delete`."""
-        return await _source().router.hide(*self._receipt(message), self._seconds(seconds))
+        self._require("ChangeMessageVisibility")
+        return await _source().router.hide(self.name, *self._receipt(message), self._seconds(seconds))
 
     async def redrive(self, to: str | None = None, max: int | None = None) -> int:
         """Move messages of this dead-letter queue back to the queues that they came from, or all to `to`; how many were moved.
 
-        They are new messages there, each moved in one transaction. max: at most so many. What somebody holds stays.
+        They are new messages there, each moved in one transaction. max: at most so many. What somebody holds stays. The function's role
+        must allow to send to each of those queues; the first that it doesn't ends it, with AccessDenied.
         """
+        self._require("StartMessageMoveTask")
         if to is not None and (check_name(to, "redrive") == self.name or is_fifo(to) != is_fifo(self.name)):
             raise ValueError(f"{self!r}.redrive: to={to!r}: another queue, and FIFO if this one is")
         if max is not None and max < 1:
@@ -188,16 +203,22 @@ class Queue:
 
     async def purge(self) -> int:
         """Delete all its messages, those that were received by hand included; how many there were. What a function runs goes on."""
+        self._require("PurgeQueue")
         return await _source().purge(self.name)
 
     async def depth(self) -> QueueDepth:
         """How many messages are `available`, `held` by somebody, and `delayed`."""
+        self._require("GetQueueAttributes")
         return await _source().depth(self.name)
 
     async def attributes(self) -> dict[str, str]:
         """What GetQueueAttributes of SQS answers: `ApproximateNumberOfMessages`, `VisibilityTimeout`, `QueueArn` ..."""
+        self._require("GetQueueAttributes")
         source = _source()
         return attributes(self.name, source.queue(self.name), await source.depth(self.name))
+
+    def _require(self, action: str) -> None:
+        permissions.require(f"sqs:{action}", queue_arn(self.name))
 
     def _receipt(self, message: Message) -> tuple[str, int]:
         queue, id, receives = message.receipt.split("/")
@@ -334,7 +355,9 @@ def eventrouter_plugin() -> Plugin:
         source="eventrouter_sqs.source:SqsSource",
         always=True,
         destination=check_name,
+        sends=("sqs:SendMessage", queue_arn("{}")),
         config=SqsConfig,
+        clients=[Queue],
         triggers={"sqs": sqs},
         sample=sample,
         check=check,  # type: ignore[arg-type]  # it is only given triggers of its own

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import eventrouter
-from eventrouter import Event, QueueDepth, Router, Source, Terms
+from eventrouter import Event, QueueDepth, Router, Source, Terms, permissions
 from eventrouter.errors import ConfigError, JournalError
 from eventrouter_sqs.messages import (
     WINDOW,
@@ -21,6 +21,7 @@ from eventrouter_sqs.messages import (
     md5,
     md5_of_attributes,
     ordered,
+    queue_arn,
     redriven,
     sent,
     system_of,
@@ -146,6 +147,7 @@ class SqsSource(Source[SqsConfig]):
             if target is None or is_fifo(target) != is_fifo(queue):
                 strays += 1
                 return None
+            permissions.require("sqs:SendMessage", queue_arn(target))
             return redriven(event, target, self._next_number())
 
         moved = await self.router.move(queue, sys.maxsize if count is None else count, becomes)

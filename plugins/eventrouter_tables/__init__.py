@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from eventrouter import Event, Finding, Plugin, Trigger, Wild, call_from_thread, hookimpl
+from eventrouter import Event, Finding, Plugin, Trigger, Wild, call_from_thread, hookimpl, permissions
 from eventrouter.errors import ConfigError, suggest
 from eventrouter_tables.databases import check as check_url
 from eventrouter_tables.databases import shown
@@ -57,6 +57,7 @@ class TableTrigger(Trigger):
     """`table(...)` makes it. database: as it was written; None: the one of `[tables]`. feed: what is wanted of it, without secrets."""
 
     source = "tables"
+    service = "dynamodb.amazonaws.com"
 
     def __init__(self, name: str, database: str | None, view: View, starting: Starting) -> None:
         what = f"table({name!r})"
@@ -84,6 +85,9 @@ class TableTrigger(Trigger):
 
     def aws_event(self, events: Sequence[Event]) -> dict[str, Any]:
         return {"Records": [record(event) for event in events]}
+
+    def arn(self, function: str, subject: str | None = None) -> str:
+        return f"arn:aws:dynamodb:local:000000000000:table/{self.table}/stream/*"
 
     def __str__(self) -> str:
         database, name, view = self.feed
@@ -115,7 +119,9 @@ class Table:
 
     A key is the primary key's value, or a tuple or a dict of its values where it has several columns; without a primary key, the
     `rowid`. Rows are dicts of None, int, float, str and bytes.
-    Every method raises NotRunning outside a handler, EventRouterError for what the database refuses, ValueError for an unknown column.
+    name: as the database has it, in the same letters.
+    Every method raises AccessDenied for what the function's role does not allow, NotRunning outside a handler, EventRouterError for what
+    the database refuses, ValueError for an unknown column.
     """
 
     def __init__(self, name: str, *, database: str | None = None) -> None:
@@ -125,31 +131,33 @@ class Table:
 
     async def get(self, key: Any) -> dict[str, Any] | None:
         """The row, or None."""
-        return await self._do(lambda rows: rows.get(key))
+        return await self._do("GetItem", lambda rows: rows.get(key))
 
     async def put(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Make a row, or replace the one of its key as a whole; returns it as it is then. Columns that are left out get their defaults."""
-        return await self._do(lambda rows: rows.put(item))
+        return await self._do("PutItem", lambda rows: rows.put(item))
 
     async def update(self, key: Any, **changes: Any) -> dict[str, Any] | None:
         """Change columns of a row; returns the row as it is then, None when there is none."""
-        return await self._do(lambda rows: rows.update(key, changes))
+        return await self._do("UpdateItem", lambda rows: rows.update(key, changes))
 
     async def delete(self, key: Any) -> bool:
         """Whether there was such a row."""
-        return await self._do(lambda rows: rows.delete(key))
+        return await self._do("DeleteItem", lambda rows: rows.delete(key))
 
     async def query(self, where: Mapping[str, Any] | None = None, *, order_by: str = "", limit: int = 100) -> list[dict[str, Any]]:
         """Rows that are so: `{"status": "open", "total": (">", 100)}`; comparisons are = != < <= > >= LIKE.
 
         order_by: a column, `"-total"` for the largest first; empty: the key.
         """
-        return await self._do(lambda rows: rows.query(where or {}, order_by, limit))
+        return await self._do("Query", lambda rows: rows.query(where or {}, order_by, limit))
 
-    async def _do(self, do: Callable[[Rows], R]) -> R:
+    async def _do(self, action: str, do: Callable[[Rows], R]) -> R:
         from eventrouter_tables.source import TablesSource  # noqa: PLC0415 - sources load when they are needed
 
-        return await TablesSource.current().rows(self.database, self.name, do)  # type: ignore[no-any-return]
+        source = TablesSource.current()
+        permissions.require(f"dynamodb:{action}", source.arn(self.database, self.name))
+        return await source.rows(self.database, self.name, do)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         return f"Table({self.name!r})"
@@ -238,6 +246,7 @@ def eventrouter_plugin() -> Plugin:
         source="eventrouter_tables.source:TablesSource",
         always=True,
         config=TablesConfig,
+        clients=[Table],
         triggers={"table": table},
         check=check,
         sample=sample,

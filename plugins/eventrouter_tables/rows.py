@@ -19,7 +19,7 @@ class Rows:
 
     def __init__(self, db: sqlite3.Connection, name: str) -> None:
         found = find(db, name)
-        if found is None:
+        if found is None or found[0] != name:  # to SQLite they are one table, to a role two: what it denies must have one name
             raise EventRouterError(
                 f"there is no table {name!r} in {value(db, 'SELECT file FROM pragma_database_list')}{suggest(name, tables(db))}"
             )

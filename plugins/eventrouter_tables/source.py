@@ -7,7 +7,9 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import msgspec
 
@@ -93,6 +95,15 @@ class TablesSource(Source[TablesConfig]):
             self.router.lost("; ".join(faults))
         elif not any(self._faults.values()):
             self.router.live()
+
+    def arn(self, url: str | None, table: str) -> str:
+        """As roles name it; of another database than that of `[tables]`, with the file's path from the config's folder before it."""
+        database, name = resolve(database_of(url, self.config), self.router.base), quote(table, safe="")
+        if not self.config.database or database != resolve(self.config.database, self.router.base):
+            path = Path(database.url)
+            base = self.router.base.resolve()
+            name = f"{path.relative_to(base) if path.is_relative_to(base) else path}/{name}"
+        return f"arn:aws:dynamodb:local:000000000000:table/{name}"
 
     async def rows(self, url: str | None, table: str, do: Callable[[Rows], Any]) -> Any:
         """What `do` returns, in a thread. Raises ConfigError when the database isn't SQLite."""

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import source_contract
 from eventrouter import App, Event, on
 from eventrouter.clock import ManualClock, SystemClock
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_cron import CronTrigger, at, cron, eventrouter_plugin, rate, sample
 from eventrouter_cron.schedule import parse

@@ -11,8 +11,8 @@ import pytest
 
 from eventrouter import App, Event, Reject, on
 from eventrouter.clock import ManualClock
-from eventrouter.control import Operations, arguments_for
 from eventrouter.errors import ConfigError, JournalError, NotRunning, Throttled
+from eventrouter.operations import Operations, arguments_for
 from eventrouter.plugins import Plugins
 from eventrouter_events import Bus, EventsTrigger, eventrouter_plugin, events, sample
 from served import Place

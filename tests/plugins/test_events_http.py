@@ -16,8 +16,8 @@ from cloudevents.core.v1.event import CloudEvent
 
 from eventrouter import App, Event, on
 from eventrouter.clock import ManualClock
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_events import EventsTrigger, eventrouter_plugin, events
 from eventrouter_http import eventrouter_plugin as http_plugin

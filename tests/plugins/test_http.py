@@ -15,8 +15,8 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession
 
 from eventrouter import App, Endpoint, Event, HttpRequest, Plugin, Response, Source, on
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_http import HttpTrigger, eventrouter_plugin, http
 from http_support import Client, app_of, raw, serving, url_of

@@ -14,8 +14,8 @@ from aiohttp import ClientSession, TCPConnector
 from yarl import URL
 
 from eventrouter import on
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError
+from eventrouter.operations import Operations
 from eventrouter_http import http
 from http_support import app_of, raw, serving, url_of
 

@@ -17,9 +17,9 @@ import pytest
 import pytest_asyncio
 
 from eventrouter import App, Event, on
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError, JournalError, NotRunning
 from eventrouter.journal.protocol import LetterQuery
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_mqtt import Broker, MqttConfig, MqttTrigger, broker, doctor, eventrouter_plugin, mqtt, sample, topics
 from servers import Mosquitto

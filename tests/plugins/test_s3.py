@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from buckets import ALL, Seen, app_of, bucket, watching
 from eventrouter import Event, on
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError
+from eventrouter.operations import Operations
 from eventrouter.routing import Index
 from eventrouter_s3 import Bucket, S3Object, changes, files, s3, source
 from eventrouter_s3.manifest import Change, Manifest

@@ -11,9 +11,9 @@ import pytest
 
 from buckets import ALL, Seen, app_of, bucket, watching
 from eventrouter import on
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, NotRunning
 from eventrouter.journal.protocol import LetterQuery
+from eventrouter.operations import Operations
 from eventrouter_s3 import Bucket, S3Object, s3
 from support import local, put, until
 

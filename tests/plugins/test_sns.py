@@ -10,8 +10,8 @@ import pytest
 
 from eventrouter import App, EventRouterError, fixed, on
 from eventrouter.clock import ManualClock
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, JournalError, NotRunning
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_sns import Topic, TopicTrigger, eventrouter_plugin, sample, sns
 from eventrouter_sns.source import SnsSource

@@ -24,9 +24,9 @@ import eventrouter_sns
 import eventrouter_sqs
 from eventrouter import App, fixed, on
 from eventrouter.clock import ManualClock
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError
 from eventrouter.journal.protocol import LetterQuery
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_sns.settings import RetryConfig
 from eventrouter_sns.source import SnsSource

@@ -12,9 +12,9 @@ import pytest
 
 from eventrouter import App, Batch, Event, EventRouterError, PartialFailure, on
 from eventrouter.clock import ManualClock
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, NotRunning
 from eventrouter.journal.protocol import Letter, LetterQuery
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_sns import eventrouter_plugin as sns_plugin
 from eventrouter_sns import sns

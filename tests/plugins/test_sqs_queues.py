@@ -14,10 +14,10 @@ import pytest
 
 from eventrouter import App, Batch, Event, Message, PartialFailure, QueueDepth, Reject, Trigger, on
 from eventrouter.clock import ManualClock
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, JournalError
 from eventrouter.journal import database
 from eventrouter.journal.protocol import Letter, LetterQuery
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_sqs import Message as Received
 from eventrouter_sqs import Queue, eventrouter_plugin, sample, sqs

@@ -19,9 +19,9 @@ import msgspec
 import pytest
 
 from eventrouter import App, Batch, Event, Trigger, fixed, on
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError, EventRouterError
 from eventrouter.journal.protocol import LetterQuery
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_tables import Change, Table, changelog, eventrouter_plugin, sample, table
 from eventrouter_tables.changelog import read

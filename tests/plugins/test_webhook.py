@@ -16,9 +16,9 @@ from aiohttp import ClientConnectionError, ClientSession
 
 from eventrouter import App, Event, on
 from eventrouter.clock import Clock, ManualClock
-from eventrouter.control import Operations
 from eventrouter.errors import ConfigError
 from eventrouter.journal.protocol import LetterQuery
+from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins, load_plugins
 from eventrouter_webhook import WebhookTrigger, eventrouter_plugin, webhook
 from eventrouter_webhook.signatures import sign
