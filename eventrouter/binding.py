@@ -101,14 +101,21 @@ class Binder:
 class BatchBinder:
     """Turns events of one trigger into a handler's arguments: lists, each with a place for every event.
 
-    needs_context, depends: as Binder's. `one` reads an event, `all` makes the arguments of several that were read.
+    needs_context, depends, takes: as Binder's. `one` reads an event, `all` makes the arguments of several that were read.
     """
 
-    __slots__ = ("_columns", "_records", "depends", "needs_context")
+    __slots__ = ("_columns", "_records", "depends", "needs_context", "takes")
 
     def __init__(
-        self, columns: Mapping[str, Getter], depends: Mapping[str, Depends], needs_context: bool, trigger: Trigger | None, is_lambda: bool
+        self,
+        columns: Mapping[str, Getter],
+        depends: Mapping[str, Depends],
+        needs_context: bool,
+        trigger: Trigger | None,
+        is_lambda: bool,
+        takes: Mapping[str, tuple[str, inspect.Parameter]] = {},
     ) -> None:
+        self.takes = dict(takes)
         self._columns = dict(columns)
         self._records = (_aws_event(trigger) if trigger is not None else _decode_any) if is_lambda else None
         self.depends = dict(depends)
@@ -119,6 +126,10 @@ class BatchBinder:
         if self._records is not None:
             return (self._records(event),)
         return [get(event, captures, None) for get in self._columns.values()]
+
+    def check(self, event: Event, captures: Captures) -> None:
+        """Raise InvalidPayload if `one` would."""
+        self.one(event, captures)
 
     def all(self, rows: Sequence[Sequence[Any]], context: Context | None) -> tuple[Sequence[Any], dict[str, Any]]:
         """Positional and keyword arguments."""
@@ -243,7 +254,7 @@ class _Signature:
                 raise ConfigError(f"{self.place}: {self.name}: {p.name!r} is positional-only and can't be filled by its name; drop the `/`")
             keywords[p.name] = get
         if self.batch:
-            return BatchBinder(keywords, depends, needs_context, trigger, False), left
+            return BatchBinder(keywords, depends, needs_context, trigger, False, takes), left
         return Binder(getters, keywords, depends, needs_context, takes), left
 
     def _element(self, p: inspect.Parameter, captured: bool) -> inspect.Parameter:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from aiohttp import ClientConnectionError, ClientSession
 
-from eventrouter import App, Endpoint, Event, HttpRequest, Plugin, Response, Source, on
+from eventrouter import App, Batch, Endpoint, Event, HttpRequest, Plugin, Response, Source, on
 from eventrouter.errors import ConfigError, EventRouterError
 from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
@@ -567,3 +567,17 @@ on = [{ http = "GET /b", auth = "api-key", payload = "1.0", cors = { allow_origi
         assert (await ask("GET /b", headers={"x-api-key": "0123456789abcdef"})).body == b"1.0"
         assert (await ask("GET /b", headers={"Origin": "https://a.example"})).headers["Access-Control-Allow-Origin"] == "https://a.example"
         assert (await ask("GET /c")).status == 401
+
+
+async def test_event_mode_takes_batches(tmp_path: Path) -> None:
+    got: list[list[int]] = []
+
+    @on(http("POST /numbers/{shop}", mode="event"), batch=Batch(2, window=60))
+    async def handler(numbers: list[int], shop: list[str]) -> None:
+        got.append(numbers)
+
+    async with serving(tmp_path, handler) as call:
+        assert [(await call("POST /numbers/a", n)).status for n in (1, "x", 2)] == [202, 400, 202]
+        await until(lambda: got == [[1, 2]])
+        body = (await call("GET /openapi.json")).json["paths"]["/numbers/{shop}"]["post"]["requestBody"]
+        assert body["content"]["application/json"]["schema"] == {"type": "integer"}
