@@ -18,7 +18,7 @@ from typing import Any
 import apsw
 import pytest
 
-from eventrouter import Event, on
+from eventrouter import Event, Role, allow, on
 from eventrouter.audit import Query, Trail, Verified, Who, _name, _write, read_key
 from eventrouter.clock import ManualClock
 from eventrouter.control import ControlServer, ask, peer, socket_path
@@ -400,10 +400,10 @@ async def test_who_throttles_or_lets_somebody_in_is_recorded_and_who_asks_nonsen
 
 async def test_the_start_has_a_digest_of_the_roles_too(tmp_path: Path) -> None:
     def digest(role: Role) -> str:
-        app = make_app(tmp_path, on(local("a"), role=role)(plain))
-        return str(app._inventory()["policiesSha256"])
+        @on(local("a"), role=role)
+        async def plain() -> None: ...
 
-    async def plain() -> None: ...
+        return str(make_app(tmp_path, plain)._inventory()["policiesSha256"])
 
     reads, same, writes = (Role("r", allow(f"s3:{action}", "*")) for action in ("GetObject", "GetObject", "PutObject"))
     assert digest(reads) == digest(same) != digest(writes)
