@@ -57,20 +57,22 @@ class Accounts:
         """Of attempts that ran one after the other, each until the next began, and the last until `ended` (monotonic seconds)."""
         if not self._step and not self._records:
             return None
-        of, now = self._of[function], self._clock.time()
-        if ended - claims[0].began < self._short and not self._records:  # the usual case: each takes one step
-            return Ledger((self._usage(of, now, len(claims), 0, len(claims)),))
-        begins = [claim.began for claim in claims]
-        times = [int((end - begin) * 1e6) for begin, end in zip(begins, [*begins[1:], ended], strict=True)]
-        trail = b""
-        if self._records:
-            name, _, memory = of
-            since = (now - ended) * 1000
-            trail = _encode_lines([
-                ("i", int(since + claim.began * 1000), took, name, memory, "", event.source, event.id, claim.seq, claim.attempts + 1, 1)
-                for claim, event, took in zip(claims, [claim.event for claim in claims], times, strict=True)
-            ])  # fmt: skip
-        return Ledger((self._usage(of, now, len(claims), 0, sum(map(self._steps, times))),) if self._step else (), trail)
+        of, now, count = self._of[function], self._clock.time(), len(claims)
+        short = ended - claims[0].began < self._short  # the usual case: each takes one step
+        steps, trail = count, b""
+        if self._records or not short:
+            ends = [claim.began for claim in claims[1:]]
+            ends.append(ended)
+            if not short:
+                steps = sum(self._steps(int((end - claim.began) * 1e6)) for claim, end in zip(claims, ends, strict=True))
+            if self._records:
+                name, memory, since = of.name, of.memory, (now - ended) * 1000
+                trail = _encode_lines([
+                    ("i", int(since + (began := claim.began) * 1000), int((end - began) * 1e6), name, memory, "",
+                     (event := claim.event).source, event.id, claim.seq, claim.attempts + 1, 1)
+                    for claim, end in zip(claims, ends, strict=True)
+                ])  # fmt: skip
+        return Ledger((self._usage(of, now, count, 0, steps),) if self._step else (), trail)
 
     def ended(self, function: str, event: Event, id: int | str, slot: Slot, outcome: Outcome, count: int = 1) -> Ledger | None:
         """Of the attempt that has just ended in the slot, if there was one: a repeat that got the first's result made none.

@@ -17,7 +17,7 @@ logger = logging.getLogger("eventrouter.invocations")
 STEP: Final = 100  # milliseconds that a duration is rounded up to, where no setting says otherwise
 _KEPT: Final = 10_000  # lines
 _LONGEST: Final = 64 * 1024  # characters of a line; what goes on without an end is cut
-_MEGABYTE: Final = 1024 * 1024 if sys.platform == "darwin" else 1024  # in the unit of ru_maxrss
+MAXRSS: Final = 1024 * 1024 if sys.platform == "darwin" else 1024  # of ru_maxrss: a megabyte
 
 
 class Tail(Protocol):
@@ -92,7 +92,7 @@ class Log:
             self._say(self._rest)
         self._mark(f"END RequestId: {self.id}")
         billed = -(-max(milliseconds, 1) // self._step) * self._step
-        peak = self.peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _MEGABYTE
+        peak = self.peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // MAXRSS
         init = f"Init Duration: {self.init * 1000:.2f} ms\t" if self.init is not None else ""
         self.report = (
             f"REPORT RequestId: {self.id}\tDuration: {milliseconds:.2f} ms\tBilled Duration: {billed:.0f} ms\t"

@@ -876,7 +876,8 @@ class RouterMachine(Machine):
             return
         id, receives, owed = self.received[which % len(self.received)]
         row = next((row for row in read_rows(self.path) if claim_id(row.seq) == id), None)
-        known = row is not None and (row.state, row.attempts) == (WAITING, receives)
+        # What was received with another of its key, behind it, is parked.
+        known = row is not None and row.state in (WAITING, PARKED) and row.attempts == receives
 
         async def change() -> None:
             router, queue = self.app.sources["mail"].router, owed[0].partition(":")[2]

@@ -85,8 +85,8 @@ def _machine() -> Iterator[Finding]:
         yield Finding("note", 'uvloop is not installed; pip install "eventrouter[uvloop]" makes serve faster')
     yield Finding(
         "note",
-        "`def` handlers run in threads: their time-out answers the caller and takes up an attempt, but can't stop the code; "
-        "it keeps its concurrency until it ends. `async def` handlers are cancelled",
+        '`def` handlers run in processes, which a time-out ends; `async def` handlers are cancelled. With isolation="thread" a time-out '
+        "answers the caller and takes up an attempt, but can't stop the code; it keeps its concurrency until it ends",
     )
     enforced, words = mechanism()
     yield Finding("ok" if enforced else "note", words)

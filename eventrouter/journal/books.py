@@ -67,11 +67,9 @@ class Books:
 
     def _append(self, trail: bytes) -> None:
         last, chain = self._end or self._read_end()
-        records, hashes = trail.split(b"\n"), []
+        records, sha256 = trail.split(b"\n"), hashlib.sha256
         records.pop()
-        for record in records:
-            chain = hashlib.sha256(chain + record).digest()
-            hashes.append(chain)
+        hashes = [chain := sha256(chain + record).digest() for record in records]
         first, last = last + 1, last + len(records)
         self._execute(
             "INSERT INTO audit VALUES (?, ?, ?, ?)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from math import inf
 from pathlib import Path
@@ -17,6 +17,7 @@ import msgspec
 from eventrouter.errors import JournalError
 from eventrouter.journal.pages import INDEX, TABLE, Cell, Damaged, Pages
 from eventrouter.journal.schema import APPLICATION, STATES, VERSION, WAITING, make
+from eventrouter.journal.segments import MOST
 
 _BATCH: Final = 1000  # rows
 _TYPES: Final = {"INTEGER": int, "REAL": int | float, "TEXT": str, "BLOB": bytes}  # SQLite keeps a REAL of 2.0 as 2
@@ -133,6 +134,11 @@ def _graft(work: Path) -> None:
         file.truncate(length)
 
 
+def _of_segment(record: Sequence[Any]) -> bool:
+    """Whether it is of the index of segments; a first page made anew may take another for it, whose figures are times and numbers."""
+    return isinstance(record[1], int) and isinstance(record[2], int) and 0 < record[2] <= MOST
+
+
 class _Table:
     """What rows of a table look like in the damaged file."""
 
@@ -211,7 +217,7 @@ class _Reader:
             for cell in self._tree(root, INDEX):
                 if root in self._indexes and isinstance(cell.record[-1], int):
                     named.add(cell.record[-1])
-                elif root in self._segments and isinstance(cell.record[1], int) and isinstance(cell.record[2], int):
+                elif root in self._segments and _of_segment(cell.record):
                     named.update(range(cell.record[1], cell.record[1] + cell.record[2]))  # those of its events
                 elif self._mended:
                     misread.append(cell)

@@ -6,16 +6,15 @@ Between the program and the router, which so never sees its HTTP.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import resource
 import secrets
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -26,13 +25,13 @@ from eventrouter.functions import Function
 from eventrouter.model import Failed, function_arn
 from eventrouter.runtimes.failures import failure
 from eventrouter.runtimes.frames import Answer, Job, Line, frame
+from eventrouter.runtimes.kernel import die_with_parent
 from eventrouter.runtimes.peers import descendants, of_descendant
 from eventrouter.runtimes.programs import INIT, find_program
 from eventrouter.runtimes.runtime_api import Invocation, RuntimeApi
 from eventrouter.runtimes.worker import bound, give, wait_until_read
 
 _LAST_WORDS: Final = 0.2  # seconds in which what an ended program has sent is read
-_PDEATHSIG: Final = 1  # of prctl(2)
 _job = msgspec.msgpack.Decoder(Job).decode
 
 
@@ -78,7 +77,7 @@ class _Environment:
             cwd=program.folder,
             env={**os.environ, **given},
             stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent(),  # noqa: PLW1509 - there are no threads yet
+            preexec_fn=partial(die_with_parent, signal.SIGKILL),  # noqa: PLW1509 - there are no threads yet
         )
 
     async def _unless_it_ends(self, what: Coroutine[Any, Any, Any], seconds: float | None = None) -> Any:
@@ -126,14 +125,6 @@ class _Environment:
         deadline = int((now + job.seconds) * 1000)
         payload = msgspec.json.encode(args[0])
         return await self._unless_it_ends(self._api.invoke(Invocation(job.id, payload, deadline, function_arn(self._function.name), trace)))
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """For the child, which may only make plain system calls."""
-    if sys.platform != "linux":
-        return lambda: None
-    libc: Any = ctypes.CDLL(None)
-    return lambda: libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _end_as(code: int) -> NoReturn:

@@ -41,7 +41,7 @@ class Order(msgspec.Struct, array_like=True):
 
 
 class Told(msgspec.Struct, array_like=True):
-    """From the template: environment `number` ended with that wait status, out_of_memory: killed for that.
+    """From the template: environment `number` ended with that wait status, out_of_memory: killed for that. peak: its memory at most, MB.
 
     Number 0: the app is loaded, or `fault` says why not. notes: which limits are not kept. groups: see `cgroups.peak`.
     """
@@ -52,6 +52,7 @@ class Told(msgspec.Struct, array_like=True):
     out_of_memory: bool = False
     notes: list[str] = []
     groups: str = ""
+    peak: int = 0
 
 
 class Setup(msgspec.Struct, array_like=True):

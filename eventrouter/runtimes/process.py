@@ -335,7 +335,8 @@ class ProcessRuntime:
             environment.call, environment.slow = None, False
             crew.quick = self._clock.monotonic() - environment.since < _QUICK
             if call.log is not None and self._template is not None:
-                answer.peak = self._template.peak(environment.number) or answer.peak
+                # Its group counts what it has started, but not the pages that it shares with others.
+                answer.peak = max(self._template.peak(environment.number) or 0, answer.peak)
             call.end(answer)
             if environment.ahead:
                 self._begin(environment)
@@ -427,7 +428,7 @@ class ProcessRuntime:
             call = crew.queue.popleft() if crew.queue else None  # so that one that can't start isn't tried for ever
         if call is not None:
             kind, message = cause_of_death(told.status, out_of_memory=told.out_of_memory)
-            call.end(Answer("failed", None, Failed(kind, f"RequestId: {call.id} Error: {message}"), 0))
+            call.end(Answer("failed", None, Failed(kind, f"RequestId: {call.id} Error: {message}"), told.peak))
         if environment.ready:
             self._refill()
         else:

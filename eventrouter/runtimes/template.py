@@ -24,6 +24,7 @@ import msgspec
 
 from eventrouter.errors import EventRouterError, set_isolated
 from eventrouter.functions import Collected, UserImportError, collect, load
+from eventrouter.logs import MAXRSS
 from eventrouter.plugins import load_plugins, make_trigger
 from eventrouter.runtimes.channel import Channel, install
 from eventrouter.runtimes.confine import Confinement, Shelter, check
@@ -193,9 +194,9 @@ class _Template:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             _kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            _, status, usage = os.wait4(pid, 0)
             del self._pids[number]
-            self._tell(Told(number, status, out_of_memory=self._shelter.ended(number, pid)))
+            self._tell(Told(number, status, out_of_memory=self._shelter.ended(number, pid), peak=usage.ru_maxrss // MAXRSS))
 
     def _tell(self, told: Told) -> None:
         with suppress(OSError):  # the router is gone: `_obey` sees that next

@@ -24,6 +24,7 @@ from eventrouter.binding import BatchBinder, Dependencies
 from eventrouter.clock import SystemClock
 from eventrouter.functions import Collected, Function
 from eventrouter.invoking import set_channel
+from eventrouter.logs import MAXRSS
 from eventrouter.model import Context, Event, Failed, Response
 from eventrouter.runtimes.channel import Channel
 from eventrouter.runtimes.failures import failure
@@ -34,7 +35,6 @@ from eventrouter.runtimes.streams import Closed, collect, is_streamed, stepped, 
 _ENDS: Final = (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError)
 _PAUSES: Final = (0.00002, 0.00005, *[0.0002] * 500)  # seconds between two looks whether what was printed has been read
 _job = msgspec.msgpack.Decoder(Job).decode
-_MEGABYTE: Final = 1024 * 1024 if sys.platform == "darwin" else 1024  # in the unit of ru_maxrss
 
 
 def serve(setup: Setup, app: Collected, line: Line, tokens: socket.socket, answers: int, channel: Channel) -> None:
@@ -118,7 +118,7 @@ class _Worker:
         answer = self._loop.run_until_complete(self._awaited(job)) if self._awaits else self._called(job)
         self._channel.invocation = None
         if job.report:
-            answer.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _MEGABYTE
+            answer.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // MAXRSS
         try:
             return frame(answer)
         except Exception as error:  # of msgspec, or of the handler's own objects when they are read
