@@ -31,7 +31,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from eventrouter import App, Batch, Event, PartialFailure, Plugin, Queue, Reject, Retry, Source, Terms, fixed, new_id, on
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Claim, LetterQuery, claim_id
+from eventrouter.journal.protocol import Claim, Ledger, LetterQuery, claim_id
 from eventrouter.journal.schema import PARKED, RUNNING, WAITING
 from eventrouter.journal.sqlite import SqliteJournal, _closed
 from eventrouter.journal.writer import Commit
@@ -574,16 +574,18 @@ class RouterMachine(Machine):
             receipt.add_done_callback(lambda _: self.receipt(receipt, entries, first))
             return receipt
 
-        def settling(claim: Any, decision: Decision, entries: Sequence[Claim] = (), notes: Sequence[Any] = ()) -> None:
+        def settling(
+            claim: Any, decision: Decision, entries: Sequence[Claim] = (), notes: Sequence[Any] = (), ledger: Ledger | None = None
+        ) -> None:
             if claim.held and journal._put is not _closed:
                 self.settled(claim, decision)
-            settle(claim, decision, entries, notes)
+            settle(claim, decision, entries, notes, ledger)
 
-        def finishing(claims: Sequence[Claim]) -> None:
+        def finishing(claims: Sequence[Claim], ledger: Ledger | None = None) -> None:
             for claim in claims:
                 if claim.held and journal._put is not _closed:
                     self.settled(claim, Done())
-            finish(claims)
+            finish(claims, ledger)
 
         def marker() -> Callable[[Claim | None], None]:
             mark = make_marker()
