@@ -113,7 +113,7 @@ def test_list_show_and_doctor(place: Place) -> None:
     assert "no function is named 'tale'; did you mean 'take'?" in place.run("show", "tale", code=2)
     doctor = place.run("doctor")
     assert "plugin mqtt" in doctor
-    assert "`def` handlers run in threads" in doctor
+    assert "`def` handlers run in processes" in doctor
     assert "3 functions: take, ship, plain" in doctor
     (place.folder / "app.py").write_text("import nothing_like_this")
     assert "PROBLEM" in place.run("doctor", code=1)
