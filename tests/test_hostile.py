@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,13 @@ from support import until
 HANDLERS = Path(__file__).with_name("hostile.py")
 BOTH = pytest.mark.parametrize("how", ["", "_boxed"])
 REFUSED = {"EPERM", "EACCES", "ENOENT", "EROFS", "ESRCH", "EINVAL", "EIO"}
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Without the folders of other tests' apps: nobody else may read those, so no sandbox could."""
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not Path(entry).is_relative_to(base)])
 
 
 @asynccontextmanager
