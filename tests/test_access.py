@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import eventrouter.invoking
 from eventrouter import App, Batch, Role, allow, deny, invoke, on, permissions
 from eventrouter.cli import run
 from eventrouter.config import load_config
@@ -329,8 +328,6 @@ WRITES = ("s3:PutObject", "s3:DeleteObject", "sqs:SendMessage", "sqs:ReceiveMess
 @pytest.mark.parametrize("function", ["inline", "process"])
 @pytest.mark.parametrize("seed", range(4))
 async def test_no_sequence_of_calls_reaches_what_simulate_calls_denied(tmp_path: Path, function: str, seed: int) -> None:
-    if function == "process" and not hasattr(eventrouter.invoking, "set_channel"):
-        pytest.skip("isolated functions have no clients here")
     rng = random.Random(seed)
     role = made_up_role(rng)
     toml = f"[functions.{function}]\nrole = {as_toml(role)}\n"

@@ -372,3 +372,47 @@ async def test_in_a_config_file(keys: KeyRing, tmp_path: Path) -> None:
     async with running(tmp_path, handler, toml=f'[functions.handler]\nenv.TOKEN = {{ secret = "{text}" }}\n') as app:
         assert isinstance(app, App)
         assert await app.run_now("handler", event("a"), {}) == Succeeded(PLAIN)
+
+
+ISOLATED = """
+from eventrouter import on
+
+@on(isolation="process")
+def waits(event, context):
+    return context.decrypt(context.env["TOKEN"])
+
+@on(isolation="process")
+async def awaits(event, context):
+    return context.decrypt(context.env["TOKEN"])
+
+@on(isolation="process", role="none")
+def denied(event, context):
+    return context.decrypt(context.env["TOKEN"])
+
+@on(isolation="process")
+def thief(event, context):
+    return context.decrypt(event["token"])
+"""
+
+
+async def test_functions_in_processes_decrypt_as_their_roles_allow(keys: KeyRing, tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").write_text(ISOLATED)
+    own = {name: seal(keys, PLAIN, name, "TOKEN") for name in ("waits", "awaits", "denied")}
+    file = tmp_path / "eventrouter.toml"
+    file.write_text("".join(f'[functions.{name}]\nenv.TOKEN = {{ secret = "{text}" }}\n' for name, text in own.items()))
+    plugins = Plugins([LOCAL])
+    async with App(str(tmp_path / "handlers.py"), config=load_config(plugins.by_name, file=file), plugins=plugins) as app:
+        for name in ("waits", "awaits"):
+            assert await app.run_now(name, event("a"), {}) == Succeeded(PLAIN)
+        failed = await app.run_now("denied", event("a"), {})
+        assert isinstance(failed, Failed)
+        assert failed.error_type == "AccessDenied"
+        assert (
+            'is not authorized to perform: kms:Decrypt on resource: "arn:aws:kms:local:000000000000:key/eventrouter"'
+            in failed.error_message
+        )
+        failed = await app.run_now("thief", event("a", {"token": own["waits"]}), {})
+        assert isinstance(failed, Failed)
+        assert (failed.error_type, failed.error_message) == (
+            "SecretError", "thief can't decrypt what is encrypted for function waits, variable TOKEN",
+        )  # fmt: skip
