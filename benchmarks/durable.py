@@ -26,7 +26,9 @@ LATENCIES = 300
 RATE = 100  # events a second
 
 
-def ours(count: int) -> Measured:
+def ours(count: int, toml: str = "") -> Measured:
+    """toml: the router's configuration."""
+
     async def main() -> Measured:
         load = Load(count)
 
@@ -35,6 +37,7 @@ def ours(count: int) -> Measured:
             load.done()
 
         with folder() as place:
+            place.joinpath("eventrouter.toml").write_text(toml)
             async with make_app(place, handler) as app:
                 with Watch() as watch:
                     await load.run(app.engine.deliver)
