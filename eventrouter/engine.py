@@ -255,6 +255,8 @@ class Engine:
                     for claim in claims:
                         self.throttling.turn_away(lane, claim)
                 else:
+                    if claims[0].hint is None:
+                        self.intake.recall(lane, claims)
                     lane.push(claims)
                     if not lane.starting and not lane.waiting:
                         self._start_worker(lane)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import compress
 from operator import attrgetter
 from typing import Final
@@ -331,6 +332,15 @@ class Intake:
             log.warning("nobody takes what is sent to %s; the dead letter itself stays", target, extra={"action": "destination.unheard"})
         return entries
 
+    def recall(self, lane: Lane, claims: Sequence[Claim]) -> None:
+        """Say of those that come from the file what they are for, if it is known what all events of their subject are for."""
+        for claim in claims:
+            if claim.hint is None and not claim.deaths and ATTRIBUTE not in (event := claim.event).attributes:
+                for name, found, accepts in self._plans.get(event.source, _NO_PLANS).get(event.subject, ()):
+                    with suppress(Exception):  # of a plugin's trigger: `rebind` meets it again, and the event ends of it
+                        if name == lane.name and (accepts is None or accepts(event)):
+                            claim.hint = found
+
     def rebind(self, lane: Lane, event: Event) -> Found | None:
         """Which of the lane's triggers an event is for, and its captures, when the journal has forgotten; None: none any more."""
         if event.source == "invoke":
@@ -338,6 +348,8 @@ class Intake:
         for name, found, accepts in self._plans.get(event.source, _NO_PLANS).get(event.subject, ()):
             if name == lane.name and (accepts is None or accepts(event)):
                 return found
+        if (index := self._indexes.get(event.source)) is not None:
+            self._plan(event.source, event.subject, index.find(event.subject))  # there may be more of it
         for trigger in lane.triggers:
             if trigger.source == event.source:
                 captures = trigger.matches(event) if trigger.content_pattern is None else trigger.wants(event)

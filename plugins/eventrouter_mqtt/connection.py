@@ -27,6 +27,7 @@ _UNACKNOWLEDGED_BYTES = 32 * 1024 * 1024
 # What a stock mosquitto sends is safe: it throws away what it has to queue, beyond 1,000 messages, for a client that
 # does not acknowledge. So it may send us all it can, and while the journal takes nothing we hold that much.
 _RECEIVE_MAXIMUM = 65_535
+_COMMIT = 0.005  # seconds that a commit is waited for at most, before reading goes on
 _BEAT = 1.0  # seconds
 _PATIENCE = 10.0  # seconds for a broker to answer
 _PAUSES = (0.1, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -283,6 +284,13 @@ class Connection:
         self._reading = True
         self._loop.add_reader(sock, self._read)
 
+    def _pause(self) -> None:
+        """Read no more until `_listen`."""
+        sock: Any = self._client.socket()
+        if sock is not None:
+            self._reading = False
+            self._loop.remove_reader(sock)
+
     def _closed(self, sock: Any) -> None:
         self._reading = False
         if sock.fileno() != -1:
@@ -306,8 +314,14 @@ class Connection:
             messages, client.messages = client.messages, []
             if not self._stopping:
                 self._deliver(messages)
-        if client.unread and self._reading:
+        if not self._reading:
+            return
+        if client.unread:
             self._loop.call_soon(self._read)  # the rest, when everything else has had its turn
+        elif self._pending and (receipt := self._pending[-1].receipt) is not None and not receipt.done():
+            # What comes during a commit has to wait for the next, and is read together then, instead of one by one.
+            self._pause()
+            self._loop.call_later(_COMMIT, self._listen)
 
     # What the broker says
 
@@ -369,10 +383,8 @@ class Connection:
             self._held = True
         else:
             self._hand_over(batch)
-        sock: Any = self._client.socket()
-        if self._filled() >= 1 and self._reading and sock is not None:
-            self._reading = False
-            self._loop.remove_reader(sock)
+        if self._filled() >= 1 and self._reading:
+            self._pause()
 
     def _hand_over(self, batch: Batch) -> None:
         batch.receipt = self._router.deliver(batch.events)
@@ -433,7 +445,11 @@ class Connection:
                 self._router.crash_point("ack.before")
                 self._client.acknowledge(batch.mids)
                 self._router.crash_point("ack.after")
-        sock = self._client.socket()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Read again, if there is room."""
+        sock: Any = self._client.socket()
         if not self._reading and self._filled() <= 0.5 and sock is not None:
             self._opened(sock)
             self._loop.call_soon(self._read)
