@@ -24,6 +24,7 @@ from servers import program
 from support import until
 from test_process_runtime import lives
 
+pytestmark = pytest.mark.xdist_group("foreign")  # the Go program is built once
 FUNCTIONS = Path(__file__).parent / "data" / "functions"
 # By language: how its five handlers are named, the error type of the one that fails, the program that it needs, in which package.
 LANGUAGES = {
