@@ -348,9 +348,10 @@ def test_flag_wins_over_environment_over_file(place: Place, monkeypatch: pytest.
     assert "EVENTROUTER_HTTP__PROT unknown key 'prot'; did you mean 'port'?" in place.run("list", code=2)
 
 
-def test_a_data_folder_whose_path_is_too_long_for_a_socket(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = tmp_path / "run"
-    runtime.mkdir()
+def test_a_data_folder_whose_path_is_too_long_for_a_socket(
+    place: Place, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path_factory.mktemp("run")  # a short path
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     monkeypatch.setenv("EVENTROUTER_APP__DATA", "d" * 120)
     place.serve()

@@ -24,7 +24,6 @@ from servers import program
 from support import until
 from test_process_runtime import lives
 
-pytestmark = pytest.mark.xdist_group("foreign")  # the Go program is built once
 FUNCTIONS = Path(__file__).parent / "data" / "functions"
 # By language: how its five handlers are named, the error type of the one that fails, the program that it needs, in which package.
 LANGUAGES = {
@@ -67,7 +66,7 @@ def table(name: str, runtime: str, code: Path, handler: str, **more: Any) -> str
 
 
 def app_of(folder: Path, settings: str) -> App:
-    (folder / "eventrouter.toml").write_text(f"[journal]\nurl = 'memory'\n{settings}")
+    (folder / "eventrouter.toml").write_text(f"[http]\nport = 0\n[journal]\nurl = 'memory'\n{settings}")
     plugins = load_plugins()
     return App(config=load_config(plugins.by_name, folder=folder), plugins=plugins)
 

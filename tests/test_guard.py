@@ -6,11 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from benchmarks.guard import compare
 
-pytestmark = pytest.mark.xdist_group("machine")  # not beside what takes all there is
 ROOT = Path(__file__).parent.parent
 
 

@@ -20,7 +20,6 @@ from eventrouter.runtimes.confine import look
 from served import Place
 from support import until
 
-pytestmark = pytest.mark.xdist_group("machine")  # not two that mean harm at once, nor one beside networks
 HANDLERS = Path(__file__).with_name("hostile.py")
 BOTH = pytest.mark.parametrize("how", ["", "_boxed"])
 REFUSED = {"EPERM", "EACCES", "ENOENT", "EROFS", "ESRCH", "EINVAL", "EIO"}

@@ -27,7 +27,6 @@ from served import Place, wait_for
 from servers import free_port, program
 from support import LOCAL, make_app, until
 
-pytestmark = pytest.mark.xdist_group("machine")  # rules and links are the whole machine's
 HANDLERS = Path(__file__).with_name("networked.py")
 SUBNETS = ("10.0.1.0/24", "10.0.2.0/24")
 privileged = pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="networks with rules need root on Linux")

@@ -11,7 +11,6 @@ import pytest
 
 import eventrouter
 
-pytestmark = pytest.mark.xdist_group("package")  # the environment is made once
 ROOT = Path(__file__).parent.parent
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet")
 

@@ -38,7 +38,6 @@ async def main(one_by_one, at_once):
 
 asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
 """
-pytestmark = pytest.mark.xdist_group("fsync")  # traced once
 BATCHES = 50
 CROWD = 200
 

@@ -26,8 +26,6 @@ from servers import Postgres
 from source_contract import Item, Outside, SourceContract
 from support import LOCAL, make_app, until
 
-pytestmark = pytest.mark.xdist_group("postgres")  # the server is started once
-
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Postgres]:
