@@ -154,14 +154,22 @@ def test_send_without_a_router(place: Place) -> None:
     assert "no router is running on" in place.run("send", "sns", "orders", "x", code=1)
 
 
-def test_help_of_send_and_sample_has_what_each_source_takes(place: Place) -> None:
+def test_help_of_send_and_sample_has_what_each_source_takes(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place.folder)
+
+    def help_of(*words: str) -> str:
+        assert run([*words, "--help"]) == 0
+        return capsys.readouterr().out
+
     for command, usage, text in (
         ("send", "sns TOPIC MESSAGE", "Publish MESSAGE"),
         ("sample", "sns [TOPIC] [MESSAGE]", "published to TOPIC"),
     ):
-        assert f"eventrouter {command} {usage} [--" in place.run(command, "--help")
-        assert f"eventrouter {command} sqs " in place.run(command, "--help")
-        of_one = place.run(command, "sns", "--help")
+        of_all, of_one = help_of(command), help_of(command, "sns")
+        assert f"eventrouter {command} {usage} [--" in of_all
+        assert f"eventrouter {command} sqs " in of_all
         assert text in of_one
         assert "sqs" not in of_one
 

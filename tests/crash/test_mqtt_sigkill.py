@@ -27,6 +27,7 @@ async def note(number: int, part: str) -> None:
 """
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the test's own; what is killed serves on uvloop
 async def test_ten_thousand_messages_and_a_sigkill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mosquitto"
     folder.mkdir()

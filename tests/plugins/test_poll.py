@@ -549,6 +549,7 @@ def test_rules() -> None:
     assert json.dumps(retry_after("-1", now)) == "null"
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the test's own; what dies serves on uvloop
 @pytest.mark.parametrize("point", ["receipt.before", "ack.before", "ack.after"])
 async def test_a_router_that_dies_while_it_polls_runs_each_item_once(
     tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch, point: str
