@@ -1,5 +1,5 @@
-"""Isolated handlers: warm round trips with 64 outstanding, against ProcessPoolExecutor with as many processes; cold starts; and warm ones one
-after another, against the same bytes over a bare socket pair, and beside AWS's own runtime client, which speaks the Runtime API to us."""
+"""Isolated handlers: warm round trips with 64 outstanding, against ProcessPoolExecutor with as many processes; cold starts; and warm ones
+one after another, against the same bytes over a bare socket pair, and beside AWS's own client, which speaks the Runtime API to us."""
 
 from __future__ import annotations
 

@@ -330,8 +330,9 @@ class Engine:
         sprint, queue, others = self._attempts.sprinter(lane, slot, mark, done), lane.queue, 0
         try:
             while queue and self._may_go_on(lane, slot, others + len(done)):
-                # A slot that somebody waits for is handed on after one.
-                stop = sprint(_QUICK) if not lane.pool.waiting else (queue.popleft(), None, None)
+                # A slot that somebody else waits for is handed on after one.
+                alone = len(lane.pool.waiting) <= lane.waiting
+                stop = sprint(_QUICK) if alone else (queue.popleft(), None, None)
                 if stop is not None:
                     others += len(done) + 1
                     lane.taken += 1
