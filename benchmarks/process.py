@@ -1,4 +1,5 @@
-"""Isolated handlers: warm round trips with 64 outstanding, against ProcessPoolExecutor with as many processes; and cold starts."""
+"""Isolated handlers: warm round trips with 64 outstanding, against ProcessPoolExecutor with as many processes; cold starts; and warm ones
+one after another, against the same bytes over a bare socket pair, and beside AWS's own client, which speaks the Runtime API to us."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+import msgspec
+
 from benchmarks.apps import PAYLOAD, on_loop
 from benchmarks.harness import Result, compare
 from benchmarks.measure import ROOT, Measured, Watch, fresh
@@ -21,6 +24,7 @@ from eventrouter.model import Succeeded
 from eventrouter.plugins import Plugins
 
 COUNT = 30_000
+ONE_BY_ONE = 3_000
 OUTSTANDING = 64
 COLD = 40
 
@@ -58,18 +62,18 @@ async def _load(call: Callable[[], Coroutine[Any, Any, bytes]], count: int) -> M
     return watch.rate(count)
 
 
-def _app(folder: str, processes: int) -> App:
+def _app(folder: str, processes: int, toml: str = "") -> App:
+    """toml: more of its configuration."""
     file = Path(folder) / "eventrouter.toml"
-    file.write_text(f"[app]\nprocesses = {processes}\n[journal]\nurl = 'memory'\n")
+    file.write_text(f"[app]\nprocesses = {processes}\n[journal]\nurl = 'memory'\n{toml}")
     plugins = Plugins([])
     return App("benchmarks.process", config=load_config(plugins.by_name, file=file), plugins=plugins, folder=ROOT)
 
 
-async def _invoke(app: App, name: str = "echo") -> bytes:
+async def _invoke(app: App, name: str = "echo") -> Any:
     outcome = await app.run_now(name, Event("invoke", "lambda.invoke", name, PAYLOAD), {})
     assert isinstance(outcome, Succeeded), outcome
-    result: bytes = outcome.result
-    return result
+    return outcome.result
 
 
 def ours(count: int, processes: int) -> Measured:
@@ -90,6 +94,35 @@ def limit(count: int, processes: int) -> Measured:
                 return await loop.run_in_executor(pool, plain, PAYLOAD)
 
             return await _load(call, count)
+
+    return on_loop(main)
+
+
+def warm(count: int) -> Measured:
+    """One round trip after another."""
+
+    async def main() -> Measured:
+        with TemporaryDirectory() as folder:
+            async with _app(folder, 1) as app:
+                return await _warm(lambda number: _invoke(app), count)
+
+    return on_loop(main)
+
+
+def awslambdaric(count: int) -> Measured:
+    """The same of AWS's client, which reads and writes JSON, and gets an object, as it does on Lambda."""
+
+    async def main() -> Measured:
+        with TemporaryDirectory() as folder:
+            (Path(folder) / "handlers.py").write_text("def echo(event, context):\n    return event\n")
+            toml = "[functions.ric]\nruntime = 'python'\nhandler = 'handlers.echo'\ntimeout = 60\n"
+            async with _app(folder, 1, toml) as app:
+
+                async def call(number: int) -> bytes:
+                    assert await _invoke(app, "ric") == msgspec.json.decode(PAYLOAD)
+                    return PAYLOAD
+
+                return await _warm(call, count)
 
     return on_loop(main)
 
@@ -117,6 +150,11 @@ def cold_limit(count: int) -> Measured:
     return on_loop(main)
 
 
+async def _warm(call: Callable[[int], Awaitable[bytes]], count: int) -> Measured:
+    await _one_by_one(call, 100)
+    return await _one_by_one(call, count)
+
+
 async def _one_by_one(call: Callable[[int], Awaitable[bytes]], count: int) -> Measured:
     taken = []
     for number in range(count):
@@ -133,6 +171,11 @@ def run(rounds: int) -> Iterator[Result]:
         fresh(f"{__name__}:ours", count=COUNT, processes=processes),
         fresh(f"{__name__}:limit", count=COUNT // 5, processes=processes),
         rounds=rounds, against=f"ProcessPoolExecutor, both with {processes} processes and {OUTSTANDING} outstanding",
+    )  # fmt: skip
+    yield compare(
+        "process-warm", "round trips/s", fresh(f"{__name__}:warm", count=ONE_BY_ONE), fresh("benchmarks.calls:limit", count=ONE_BY_ONE),
+        rounds=rounds, against="the same bytes to and fro over a bare socket pair",
+        peers={"awslambdaric": fresh(f"{__name__}:awslambdaric", count=ONE_BY_ONE // 5)},
     )  # fmt: skip
     yield compare(
         "process-cold", "starts/s", fresh(f"{__name__}:cold", count=COLD), fresh(f"{__name__}:cold_limit", count=COLD),

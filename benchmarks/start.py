@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from benchmarks.measure import ROOT, Measured, memory, tree
 from benchmarks.served import get, ours, plain
 from benchmarks.servers import folder
 
+# Installed packages are compiled, which this would keep an editable install from.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 SETTLE = 1.0  # seconds until a server that has just started is idle
 
 
@@ -25,7 +28,7 @@ def start_ours() -> Measured:
         (place / "eventrouter.toml").write_text(re.sub(r"^port = \d+", "port = 0", settings, flags=re.MULTILINE))
         began = perf_counter()
         command = [sys.executable, "-m", "eventrouter", "serve", "--port", "0"]
-        process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             assert process.stdout is not None
             said = ""
@@ -45,7 +48,7 @@ def start_ours() -> Measured:
 
 def start_python() -> Measured:
     began = perf_counter()
-    subprocess.run([sys.executable, "-c", "import aiohttp"], check=True)
+    subprocess.run([sys.executable, "-c", "import aiohttp"], env=ENVIRONMENT, check=True)
     return Measured(perf_counter() - began)
 
 

@@ -48,7 +48,10 @@ class Accounts:
         self._short = step / 1000 - _LEAST  # seconds of what is billed as one step, however it is rounded
         self._records = records
         self._of = {name: _account(function) for name, function in functions.items()}
-        self._sums: dict[tuple[int, str], list[int]] = {}  # of requests, since they were last written
+        # Of requests, since they were last written: the figures of a `Usage`, then how many took one step, without error or cold start.
+        self._sums: dict[tuple[int, str], list[int]] = {}
+        self._today: dict[str, list[int]] = {}  # those of the day that began at `dawn`
+        self._dawn = 0.0
         self._trail: list[bytes] = []
         self._waiting = 0  # bytes of them
         self._timer: Timer | None = None
@@ -103,20 +106,21 @@ class Accounts:
         slot.began = slot.init = 0.0
         if not began or not (self._step or self._records):
             return
-        now, of = self._clock.time(), self._of[function]
-        took = int((self._clock.monotonic() - began) * 1e6)
+        now, lasted = self._clock.time(), self._clock.monotonic() - began
         if self._step and type(outcome) is not Interrupted:
-            sums = self._sums_of(int(now // _DAY), function)
-            billed = max(1, -(-took // (self._step * 1000))) * self._step
-            sums[0] += 1
-            if type(outcome) is not Succeeded:
-                sums[1] += 1
-            sums[3] += billed
-            sums[4] += billed * of.memory
-            if init:
+            if (sums := self._today.get(function)) is None or not 0 <= now - self._dawn < _DAY:
+                sums = self._sums_today(now, function)
+            if lasted < self._short and not init and type(outcome) is Succeeded:
+                sums[6] += 1
+            else:
+                billed = self._steps(int(lasted * 1e6)) * self._step
+                sums[0] += 1
+                sums[1] += type(outcome) is not Succeeded
+                sums[3] += billed
+                sums[4] += billed * self._of[function].memory
                 sums[5] += int(init * 1000)
         if self._records:
-            self._note(self._record(of, event, id, now - took / 1e6, took, _error(outcome), 1))
+            self._note(self._record(self._of[function], event, id, now - lasted, int(lasted * 1e6), _error(outcome), 1))
         if self._timer is None:
             self._later()
 
@@ -140,10 +144,17 @@ class Accounts:
         self._note(ledger.trail)
         self._later()
 
+    def _sums_today(self, now: float, function: str) -> list[int]:
+        day = int(now // _DAY)
+        if self._dawn != day * _DAY:
+            self._dawn, self._today = day * _DAY, {}
+        found = self._today[function] = self._sums_of(day, function)
+        return found
+
     def _sums_of(self, day: int, function: str) -> list[int]:
         found = self._sums.get((day, function))
         if found is None:
-            found = self._sums[day, function] = [0] * 6
+            found = self._sums[day, function] = [0] * 7
         return found
 
     def _note(self, trail: bytes) -> None:
@@ -163,10 +174,16 @@ class Accounts:
             self._timer = None
         if not self._sums and not self._trail:
             return
-        usage = tuple(Usage(day, name, self._of[name].tags, *sums) for (day, name), sums in self._sums.items())
+        usage = tuple(self._summed(day, self._of[name], *sums) for (day, name), sums in self._sums.items())
         ledger = Ledger(usage, b"".join(self._trail))
-        self._sums, self._trail, self._waiting = {}, [], 0
+        self._sums, self._today, self._trail, self._waiting = {}, {}, [], 0
         self._journal.books.enter(ledger).add_done_callback(lambda written: self._written(ledger, written))
+
+    def _summed(
+        self, day: int, of: _Of, invocations: int, errors: int, throttles: int, billed: int, memory: int, init: int, usual: int
+    ) -> Usage:
+        steps = usual * self._step
+        return Usage(day, of.name, of.tags, invocations + usual, errors, throttles, billed + steps, memory + steps * of.memory, init)
 
     def _written(self, ledger: Ledger, written: Any) -> None:
         error = None if written.cancelled() else written.exception()

@@ -275,13 +275,16 @@ class App:
                 stack.push_async_callback(self.trail.close)
             else:
                 stack.callback(self.engine.accounts.flush)
+            if self._processes is not None:
+                stack.push_async_callback(self._processes.close)
+                if sources:  # else only if a command needs it
+                    self._processes.load()
             await self.access.load()
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()
             make_current(self.sources)
-            if self._processes is not None:  # beside all else that starts; without sources only if a command needs it
-                self._processes.start(load=sources)
-                stack.push_async_callback(self._processes.close)
+            if self._processes is not None:
+                self._processes.start()
             if any(function.logs and function.isolation != "process" for function in self.functions.values()):
                 stack.enter_context(captured())
             self.supervisor = Supervisor(self.sources, self.clock, lambda: self.journal.fault, self.engine.notices)

@@ -119,7 +119,8 @@ class Attempts:
         waits_for = scope.run(slot.step, call)
         if waits_for is not slot:
             slot.context, slot.waits_for = scope, waits_for
-            lane.suspended()
+            if not slot.request:
+                lane.suspended()
             return None
         if slot.error is not None or slot.overran:
             return self._ended(lane, binder, slot)
@@ -264,12 +265,12 @@ class Attempts:
             if deadline < self.sweeper.next:
                 self.sweeper.schedule(deadline)
 
-        batch = isinstance(binder, Bound)
-        pairs = binder.events if isinstance(binder, Bound) else ((event, captures),)
-        events = [(event.pack(), dict(captures), event.attempt) for event, captures in pairs]
-        number = lane.function.trigger_number(binder.of if isinstance(binder, Bound) else binder)
+        if isinstance(binder, Bound):
+            events = [(event.pack(), dict(captures), event.attempt) for event, captures in binder.events]
+            job = Job(id, binder.of.number, events, policy.timeout, batch=True)
+        else:
+            job = Job(id, binder.number, [(event.pack(), dict(captures), event.attempt)], policy.timeout, batch=False)
         assert self._processes is not None
-        job = Job(id, number, events, policy.timeout, batch)
         return await self._processes.run(lane.function.name, job, started, self._log(lane.function, id), stream)
 
     async def _call(

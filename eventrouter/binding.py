@@ -52,9 +52,10 @@ class Binder:
 
     needs_context: whether `bind` wants a Context. depends: what to make first, by parameter.
     takes: what of the event goes into which parameter: a "wildcard", a "query" parameter, the "payload".
+    number: its trigger's place among the function's, -1 for direct invocation's.
     """
 
-    __slots__ = ("_getters", "_keywords", "depends", "needs_context", "takes")
+    __slots__ = ("_getters", "_keywords", "depends", "needs_context", "number", "takes")
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Binder:
         takes: Mapping[str, tuple[str, inspect.Parameter]] = {},
     ) -> None:
         self.takes = dict(takes)
+        self.number = -1
         self._getters = tuple(getters)
         self._keywords = dict(keywords)
         self.depends = dict(depends)
@@ -101,10 +103,10 @@ class Binder:
 class BatchBinder:
     """Turns events of one trigger into a handler's arguments: lists, each with a place for every event.
 
-    needs_context, depends, takes: as Binder's. `one` reads an event, `all` makes the arguments of several that were read.
+    needs_context, depends, takes, number: as Binder's. `one` reads an event, `all` makes the arguments of several that were read.
     """
 
-    __slots__ = ("_columns", "_records", "depends", "needs_context", "takes")
+    __slots__ = ("_columns", "_records", "depends", "needs_context", "number", "takes")
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class BatchBinder:
         takes: Mapping[str, tuple[str, inspect.Parameter]] = {},
     ) -> None:
         self.takes = dict(takes)
+        self.number = -1
         self._columns = dict(columns)
         self._records = (_aws_event(trigger) if trigger is not None else _decode_any) if is_lambda else None
         self.depends = dict(depends)
@@ -156,8 +159,9 @@ def bind_triggers(
     signature = _Signature(handler, name, place, batch)
     binders: dict[Trigger | None, Any] = {}
     unbound: dict[str, set[str]] = {}
-    for trigger in triggers:
+    for number, trigger in enumerate(triggers):
         binders[trigger], left = signature.bind(trigger)
+        binders[trigger].number = number
         for parameter in left:
             unbound.setdefault(parameter, set()).add(str(trigger))
     signature.report(unbound, triggers)

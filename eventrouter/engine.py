@@ -195,24 +195,24 @@ class Engine:
             if self._settlement.loops(lane, event):
                 log.error("%s: %s", lane.name, why := tell(event, lane.name), extra={"action": "request.loop", "function": lane.name})
                 return Failed("RecursiveInvocationException", why, final=True)
-        self._settlement.admit(lane, event, captures, id or event.id)
+        id, function, policy = id or event.id, lane.function, lane.policy
+        self._settlement.admit(lane, event, captures, id)
         task = asyncio.current_task()
         assert task is not None
-        slot = Slot(task, lane.function.name, request=True)
+        slot = Slot(task, function.name, request=True)
         self._sweeper.slots.add(slot)
         lane.active += 1
-        id = id or event.id
         if event.time is None:
             event.time = self._clock.time()
-        set_cause((lane.function.name, event))
+        set_cause((function.name, event))
         ledger: Ledger | None = None
         try:
-            if lane.policy.batch is not None:
+            if policy.batch is not None:
                 (outcome,), ledger = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
-            elif lane.policy.idempotent is None:
-                outcome = await self._attempts.run(lane, lane.function.binders[trigger], event, captures, id, 1, slot, stream)
+            elif policy.idempotent is None:
+                outcome = await self._attempts.run(lane, function.binders[trigger], event, captures, id, 1, slot, stream)
             else:
-                outcome, note = await self._attempt_once(lane, lane.policy.idempotent, (trigger, captures), event, id, 1, slot)
+                outcome, note = await self._attempt_once(lane, policy.idempotent, (trigger, captures), event, id, 1, slot)
                 if note is not None:
                     await self._keep(lane, note)
         except Throttled:  # it waited for an environment in vain
@@ -222,10 +222,10 @@ class Engine:
             set_cause(outer)  # the task is the caller's
             self._release(lane, slot)
         self._settlement.count(lane, outcome)
-        self.accounts.requested(lane.function.name, event, id, slot, outcome, ledger)
+        self.accounts.requested(function.name, event, id, slot, outcome, ledger)
         if type(outcome) is not Succeeded and not (isinstance(outcome, Failed) and outcome.final):
-            extra = {"action": "request.failed", "function": lane.function.name}
-            log.warning("%s: request %s: %s", lane.function.name, id, describe(outcome), extra=extra)
+            extra = {"action": "request.failed", "function": function.name}
+            log.warning("%s: request %s: %s", function.name, id, describe(outcome), extra=extra)
         return outcome
 
     def has(self, name: str) -> bool:
@@ -330,8 +330,9 @@ class Engine:
         sprint, queue, others = self._attempts.sprinter(lane, slot, mark, done), lane.queue, 0
         try:
             while queue and self._may_go_on(lane, slot, others + len(done)):
-                # A slot that somebody waits for is handed on after one.
-                stop = sprint(_QUICK) if not lane.pool.waiting else (queue.popleft(), None, None)
+                # A slot that somebody else waits for is handed on after one.
+                alone = len(lane.pool.waiting) <= lane.waiting
+                stop = sprint(_QUICK) if alone else (queue.popleft(), None, None)
                 if stop is not None:
                     others += len(done) + 1
                     lane.taken += 1

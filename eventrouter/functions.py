@@ -414,10 +414,6 @@ class Function:
         """What makes the event the same as another, by `idempotent`; None: nothing does."""
         return None if self._idempotency is None else self._at(self._idempotency, event)
 
-    def trigger_number(self, binder: object) -> int:
-        """Whose binder that is: the place of its trigger, -1 for direct invocation's."""
-        return next((number for number, trigger in enumerate(self.triggers) if self.binders[trigger] is binder), -1)
-
     @staticmethod
     def _at(path: Callable[[Any], str | None], event: Event) -> str | None:
         try:

@@ -12,12 +12,28 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from eventrouter import App, Batch, Context, Depends, Failed, Reject, Retry, Succeeded, TimedOut, fixed, invoke, on, on_start, on_stop
+from eventrouter import (
+    App,
+    Batch,
+    Context,
+    Depends,
+    Event,
+    Failed,
+    Reject,
+    Retry,
+    Succeeded,
+    TimedOut,
+    fixed,
+    invoke,
+    on,
+    on_start,
+    on_stop,
+)
 from eventrouter.clock import ManualClock
 from eventrouter.errors import ConfigError, Throttled
 from eventrouter.invoking import InvokeError
 from eventrouter.journal.protocol import Letter, LetterQuery
-from support import LocalSource, advance, event, local, put, running, until
+from support import LocalSource, LocalTrigger, advance, event, local, put, running, until
 
 MEMORY = "[journal]\nurl = 'memory'\n"
 AT_ONCE = "[app]\ndrain = 0\n"  # a failing test with a clock that stands still must not wait for its handlers
@@ -588,6 +604,41 @@ async def test_captures_are_found_again_after_a_restart(tmp_path: Path) -> None:
     hold = False
     async with running(tmp_path, handler):
         await until(lambda: got == [(1, 7)])
+
+
+async def test_what_is_known_of_a_subject_holds_for_what_comes_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each event of a backlog would be matched anew, one by one. One that can't be ends by itself."""
+    go, seen, count, broken = asyncio.Event(), 0, 10_000, False
+
+    class Picky(LocalTrigger):
+        def accepts(self, event: Event) -> bool:
+            if broken and event.data == b"9876":
+                raise ValueError("an odd one")
+            return True
+
+    @on(Picky("a/{x}"), concurrency=1, timeout=60)
+    async def handler(payload: int, x: int) -> None:
+        nonlocal seen
+        await go.wait()
+        seen += x
+
+    async with memory(tmp_path, handler, toml=AT_ONCE) as app:
+        slowly, ready = 0, app.engine._settlement.ready
+
+        def counted(*arguments: Any) -> Any:
+            nonlocal slowly
+            slowly += 1
+            return ready(*arguments)
+
+        monkeypatch.setattr(app.engine._settlement, "ready", counted)
+        await app.engine.deliver([event("a/1", number) for number in range(count)])
+        assert app.engine.lanes["handler"].window < count
+        broken = True
+        go.set()
+        await until(lambda: seen == count - 1)
+        (letter,) = await app.journal.dead(LetterQuery())
+        assert (letter.reason, letter.event.data) == ("Unreadable", b"9876")
+        assert slowly < 100
 
 
 async def test_life_cycle_and_dependencies(tmp_path: Path) -> None:

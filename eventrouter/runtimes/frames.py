@@ -166,20 +166,29 @@ class Frames:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Raises TooLarge: who sends that isn't what we have written."""
-        if not self._rest and len(chunk) - _HEAD == int.from_bytes(chunk[:_HEAD], "big"):  # the usual case
-            return [chunk[_HEAD:]]
-        self._rest += chunk
-        found, start = [], 0
-        while len(self._rest) - start >= _HEAD:
-            end = start + _HEAD + int.from_bytes(self._rest[start : start + _HEAD], "big")
-            if end - start > LIMIT + _HEAD:
-                raise TooLarge
-            if end > len(self._rest):
-                break
-            found.append(bytes(self._rest[start + _HEAD : end]))
-            start = end
-        del self._rest[:start]
+        if self._rest:
+            self._rest += chunk
+            found, start = self._cut(self._rest)
+            del self._rest[:start]
+        else:  # the usual case
+            found, start = self._cut(chunk)
+            if start < len(chunk):
+                self._rest += chunk[start:]
         return found
+
+    @staticmethod
+    def _cut(data: bytes | bytearray) -> tuple[list[bytes], int]:
+        """The whole frames, and where the rest begins."""
+        found, start, size = [], 0, len(data)
+        while size - start >= _HEAD:
+            end = start + _HEAD + int.from_bytes(data[start : start + _HEAD], "big")
+            if end > size:
+                if end - start > LIMIT + _HEAD:
+                    raise TooLarge
+                break
+            found.append(bytes(data[start + _HEAD : end]))
+            start = end
+        return found, start
 
 
 class Line:

@@ -50,6 +50,7 @@ class ProcessRuntime:
         self._recipe = recipe
         self._limit = limit
         self._crews = {name: Crew(function, folder) for name, function in functions.items()}
+        self._asking: dict[Crew, None] = {}  # all that have calls waiting, and maybe others: there may be thousands that have none
         kept = sum(crew.minimum for crew in self._crews.values())
         if kept > limit:
             raise ConfigError(f"min_environments= of all functions come to {kept}, [app] processes is {limit}; lower them, or raise it")
@@ -65,11 +66,13 @@ class ProcessRuntime:
         self._closing = False
         self._context = contextvars.Context()  # not that of the invocation which happens to need an environment first
 
-    def start(self, *, load: bool) -> None:
-        """Take this context for what isn't an invocation's. load: begin to load the app into the template; else it is when it's needed."""
+    def load(self) -> None:
+        """Begin to load the app into the template, beside all else that starts; else it is loaded when it's needed."""
+        self._loading = asyncio.create_task(self._load(), name="template")
+
+    def start(self) -> None:
+        """Take this context for what isn't an invocation's."""
         self._context = contextvars.copy_context()
-        if load:
-            self._loading = asyncio.create_task(self._load(), name="template")
 
     async def ready(self) -> None:
         """The app is loaded. Raises ConfigError when it can't be."""
@@ -113,6 +116,7 @@ class ProcessRuntime:
         job.stream = stream is not None
         call = Call(self._calls, job, started, log)
         crew.queue.append(call)
+        self._asking[crew] = None
         self._dispatch_soon()
         try:
             return await (call.result() if stream is None else call.streamed(stream))
@@ -139,8 +143,9 @@ class ProcessRuntime:
 
     def _dispatch(self) -> None:
         self._dispatching = False
-        for crew in self._crews.values():
+        for crew in list(self._asking):
             if not crew.queue or self._closing:
+                del self._asking[crew]
                 continue
             # Few that have much to do need less waking than many: but only of what is quick, and while nobody else waits.
             many = crew.quick and not self._must_make_room(crew)
@@ -219,6 +224,7 @@ class ProcessRuntime:
                 call = environment.ahead.pop()
                 call.environment = None
                 queue.appendleft(call)
+                self._asking[environment.crew] = None
             self._dispatch_soon()
 
     # How many
@@ -249,7 +255,7 @@ class ProcessRuntime:
         """Whether others wait who have less, and have nobody's idle ones to take."""
         return len(self._environments) >= self._limit and any(
             other.queue and not other.starting and other.count < crew.count and (other.count == 0 or other.count + 1 < crew.count)
-            for other in self._crews.values()
+            for other in self._asking
         ) and not any(e.ending for e in self._environments.values())  # fmt: skip
 
     def _reap(self) -> None:
