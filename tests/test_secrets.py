@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from eventrouter import App, Context, Plugin, Secret, on
 from eventrouter.app import open_keys
-from eventrouter.audit import Who
+from eventrouter.audit import Query, Who
 from eventrouter.cli.common import Place as Commands
 from eventrouter.config import load_config
 from eventrouter.control import ControlServer
@@ -539,3 +540,20 @@ def test_commands_wait_for_each_other_where_no_router_runs(tmp_path: Path) -> No
             assert len({*pool.map(lambda _: place.run("secrets", "encrypt", "x"), range(4))}) == 4
         (tmp_path / "app.py").write_text("from eventrouter import on\n\n@on()\nasync def f() -> None: ...\n")
         assert [name for name, _, _ in acts(place)] == ["SecretsInit", *["SecretsEncrypt"] * 4]
+
+
+async def test_who_does_something_with_secrets_is_told_when_the_router_goes_before_its_end_is_recorded(
+    keys: KeyRing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @on()
+    async def f() -> None: ...
+
+    act = ExitStack()
+    async with running(tmp_path, f) as app:
+        async with ControlServer(Operations(app), app.config.data):
+            rotating = Commands(None, str(app.config.data)).recorded("secrets_rotate", keys="", files=[])
+            await asyncio.to_thread(act.enter_context, rotating)
+        await asyncio.to_thread(act.close)
+        (_, record) = await app.trail.query(Query())
+    assert (record["eventName"], record["responseElements"]) == ("SecretsRotate", None)
+    assert "what came of it is not in the audit log: no router is running on" in capsys.readouterr().err
