@@ -170,13 +170,14 @@ class _Template:
                     enter(setup.network)
                 os.environ.update(setup.variables)
                 os.environ.update(self._confine(number, asked))
-                function, ends = self._app.functions[setup.function], (line, socket.socket(fileno=tokens), answers)
+                function = self._app.functions[setup.function]
+                ends = line, socket.socket(fileno=tokens), answers, Channel(socket.socket(fileno=calls))
                 if function.foreign:
                     from eventrouter.runtimes.foreign import serve as serve_foreign  # noqa: PLC0415 - the template has it when it's needed
 
                     serve_foreign(function, *ends)
                 else:
-                    serve(setup, self._app, *ends, Channel(socket.socket(fileno=calls)))
+                    serve(setup, self._app, *ends)
             code = 0
         except OSError:  # the router is gone
             pass
