@@ -9,8 +9,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -27,7 +27,7 @@ from eventrouter.clock import Clock, SystemClock
 from eventrouter.config import Config, backlog, byte_size, load_config, seconds
 from eventrouter.destinations import Destination, parse_destination
 from eventrouter.engine import Engine
-from eventrouter.errors import ConfigError, JournalError, SecretError, suggest
+from eventrouter.errors import ConfigError, FolderTaken, JournalError, SecretError, suggest
 from eventrouter.functions import Collected, Function, collect, is_foreign, load
 from eventrouter.invoking import Here, invoke, make_here
 from eventrouter.journal.protocol import Journal
@@ -85,9 +85,7 @@ class App:
         for function in self.functions.values():
             function.decrypt = partial(self.decrypt, function)
         self._place_in_networks()
-        self.journal: Journal = self._make_journal()
-        durable = self.config.journal.url != "memory"
-        self.trail = Trail(self.journal.books, self.clock, self.config.data / "audit" if durable else None, self.config.audit.segment)
+        self.journal, self.trail = _make_books(self.config, self.clock)
         self._processes = self._make_processes(folder or Path())
         metering, records = self.config.metering, self.config.audit.invocations
         accounts = Accounts(self.functions, self.journal, self.clock, metering.step if metering.enabled else 0, records=records)
@@ -249,22 +247,6 @@ class App:
         limit = self.config.app.processes or 4 * (os.cpu_count() or 1)
         return ProcessRuntime(self.clock, isolated, recipe, folder.resolve(), limit, clients)
 
-    def _make_journal(self) -> Journal:
-        from eventrouter.journal.sqlite import SqliteJournal  # noqa: PLC0415 - apsw is not needed to list functions
-        from eventrouter.journal.writer import Limits  # noqa: PLC0415
-
-        config = self.config.journal
-        known = {"sqlite": self.config.data / "journal.db", "memory": None}
-        if config.url not in known:
-            raise ConfigError(f"[journal] url: {config.url!r} is no journal{suggest(config.url, known)}")
-        dedupe, history = seconds(config.dedupe, "[journal] dedupe"), seconds(config.history, "[journal] history")
-        archive = seconds(config.archive, "[journal] archive")
-        rows, size = backlog(config.max_backlog)
-        limits = Limits(rows, size, byte_size(config.min_free, "[journal] min_free"))
-        path = known[config.url]
-        key = bytes if path is None else partial(read_key, path.with_name("audit"))
-        return SqliteJournal(path, clock=self.clock, dedupe=dedupe, history=history, archive=archive, limits=limits, key=key)
-
     # Life
 
     async def __aenter__(self) -> Self:
@@ -403,6 +385,37 @@ class App:
                 log.exception("on_stop %s failed", function.__name__, extra={"action": "stop.failed"})
 
 
+def _make_books(config: Config, clock: Clock) -> tuple[Journal, Trail]:
+    from eventrouter.journal.sqlite import SqliteJournal  # noqa: PLC0415 - apsw is not needed to list functions
+    from eventrouter.journal.writer import Limits  # noqa: PLC0415
+
+    asked = config.journal
+    known = {"sqlite": config.data / "journal.db", "memory": None}
+    if asked.url not in known:
+        raise ConfigError(f"[journal] url: {asked.url!r} is no journal{suggest(asked.url, known)}")
+    dedupe, history = seconds(asked.dedupe, "[journal] dedupe"), seconds(asked.history, "[journal] history")
+    archive = seconds(asked.archive, "[journal] archive")
+    rows, size = backlog(asked.max_backlog)
+    limits = Limits(rows, size, byte_size(asked.min_free, "[journal] min_free"))
+    path = known[asked.url]
+    folder = None if path is None else config.data / "audit"
+    key = bytes if folder is None else partial(read_key, folder)
+    journal = SqliteJournal(path, clock=clock, dedupe=dedupe, history=history, archive=archive, limits=limits, key=key)
+    return journal, Trail(journal.books, clock, folder, config.audit.segment)
+
+
+@asynccontextmanager
+async def open_trail(config: Config) -> AsyncIterator[Trail]:
+    """The audit log, for who records without an app. Raises EventRouterError when a router has it, or it can't be written."""
+    journal, trail = _make_books(config, SystemClock())
+    with lock(config.data):
+        await journal.open()
+        try:
+            yield trail
+        finally:
+            await journal.close()
+
+
 def open_keys(config: Config, plugins: Plugins) -> MasterKeys:
     """The master keys that the configuration names; whether there are any is seen when they are used. Raises ConfigError."""
     provider, file = config.secrets.provider, config.secrets.key_file
@@ -435,7 +448,7 @@ def _list(value: Any) -> list[Any]:
 
 
 class lock:  # noqa: N801 - a context manager that reads as a verb
-    """Holds DIR, made if missing, for one process. Raises JournalError with the pid of who has it."""
+    """Holds DIR, made if missing, for one process. Raises FolderTaken with the pid of who has it, JournalError."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock"
@@ -454,7 +467,7 @@ class lock:  # noqa: N801 - a context manager that reads as a verb
             self._file.seek(0)
             pid = self._file.read().strip() or "unknown"
             self._file.close()
-            raise JournalError(
+            raise FolderTaken(
                 f"{self._path.parent}: another eventrouter (pid {pid}) has this folder; stop it, or give --data another folder"
             ) from None
         self._file.truncate(0)

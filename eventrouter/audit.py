@@ -118,11 +118,11 @@ class Trail:
         await self._books.enter(Ledger((), line(("a", at, act, shown, [who.uid, who.name, who.pid], id))))
         return id
 
-    async def answered(self, id: str, result: Any, error: BaseException | None = None) -> None:
-        """What came of an act. result: a small one is recorded."""
+    async def answered(self, id: str, result: Any = None, *, error: str = "", message: str = "") -> None:
+        """What came of an act. result: a small one is recorded. error: the name of its type; empty: it was done."""
         kept = result if isinstance(result, int | float | bool | None) else None
-        text = "" if error is None else str(error).encode(errors="replace").decode()[:_TEXT]
-        row = ("e", int(self._clock.time() * 1000), id, kept, "" if error is None else type(error).__name__, text)
+        text = message.encode(errors="replace").decode()[:_TEXT]
+        row = ("e", int(self._clock.time() * 1000), id, kept, error, text)
         try:
             await self._books.enter(Ledger((), line(row)))
         except JournalError as failed:  # it was done, and that it was asked for is on disk

@@ -28,6 +28,10 @@ class JournalError(EventRouterError):
     """The journal cannot do what was asked; nothing that was accepted is lost by it."""
 
 
+class FolderTaken(JournalError):
+    """Another process has the data folder: a router, or a command that is about to end."""
+
+
 class NotRunning(EventRouterError):
     """The call needs a running router (or a running handler) and there is none."""
 

@@ -18,7 +18,7 @@ from eventrouter.contents import Contents, filter_out, looks_into_events
 from eventrouter.crashpoints import crash_point
 from eventrouter.destinations import Message, parse_destination
 from eventrouter.errors import ConfigError, suggest
-from eventrouter.functions import Policy
+from eventrouter.functions import Function, Policy
 from eventrouter.journal.protocol import Claim, Journal, Note
 from eventrouter.lanes import Found, Lane
 from eventrouter.lineage import ATTRIBUTE, Cause, Lineage, cause, exhausted, extend, inherit
@@ -34,6 +34,8 @@ Plan = tuple[
     tuple[str, Found, Callable[[Event], bool] | None], ...
 ]  # of each function that wants a subject: what for, and what it asks besides
 _NO_PLANS: Final[Mapping[str, Plan]] = {}
+Known = tuple[str, Found | None, Function | None]  # of a queue: its name, what its events are for, the function to ask for their order
+_UNKNOWN: Final[Mapping[str, Known]] = {}
 _FUNCTION: Final = attrgetter("function")
 
 
@@ -52,6 +54,7 @@ class Intake:
         self.queues: dict[str, Lane | None] = {}
         self.unmatched = 0
         self.repeats = 0
+        self._known: dict[str, dict[str, Known]] = {}  # of queues, by source and subject
         self.queueing: dict[str, Callable[[str], Queue]] = {}
         self.terms: dict[str, Callable[[Event], Terms]] = {}
         self.senders: dict[str, Callable[[str, Message], Event]] = {
@@ -253,16 +256,22 @@ class Intake:
 
     def queued(self, event: Event) -> Claim:
         """The entry for an event of a source with queues."""
-        lane = self.queue(event.source, event.subject)
-        terms = self.terms[event.source](event)
-        key, hint = terms.key, None
+        source, subject = event.source, event.subject
+        name, hint, ordered = self._known.get(source, _UNKNOWN).get(subject) or self._know(source, subject)
+        terms = self.terms[source](event)
+        key = terms.key
+        if key is None and ordered is not None and hint is not None:
+            key = ordered.order_key(event, *hint)
+        note = None if terms.once is None else Note(f"{source}/{terms.once}", event.id.encode(), terms.window)
+        return Claim(name, event, hint, key, terms.delay, note)
+
+    def _know(self, source: str, subject: str) -> Known:
+        lane, hint, ordered = self.queue(source, subject), None, None
         if lane is not None and lane.trigger is not None:
-            captures = lane.trigger.matches(event) or NOTHING
-            hint = lane.trigger, captures
-            if key is None:
-                key = lane.function.order_key(event, lane.trigger, captures)
-        note = None if terms.once is None else Note(f"{event.source}/{terms.once}", event.id.encode(), terms.window)
-        return Claim(f"{event.source}:{event.subject}", event, hint, key, terms.delay, note)
+            hint = lane.trigger, lane.trigger.captures(subject) or NOTHING
+            ordered = lane.function if lane.function.ordered else None
+        known = self._known.setdefault(source, {})[subject] = f"{source}:{subject}", hint, ordered
+        return known
 
     def queue(self, source: str, subject: str) -> Lane | None:
         """The lane of a queue; None: no function takes from it."""

@@ -366,11 +366,12 @@ class Response(msgspec.Struct, frozen=True):
     """A typed HTTP answer.
 
     body: `None`, `str`, `bytes`, anything that JSON can say, or an iterator of chunks (async or not), which is streamed.
+    headers: a list is sent as so many headers of that name (`Set-Cookie`).
     """
 
     body: Any = None
     status: int = 200
-    headers: Mapping[str, str] = {}
+    headers: Mapping[str, str | list[str]] = {}
 
 
 class HttpRequest(msgspec.Struct, frozen=True):

@@ -46,6 +46,12 @@ def reads(command: C) -> C:
     return command
 
 
+def elsewhere(command: C) -> C:
+    """Marks an act that who asks does itself, once it is recorded. The answer is the record's id; `ended` is due for it."""
+    command.elsewhere = True  # type: ignore[attr-defined]
+    return command
+
+
 def describe_function(function: Function, setting: Setting = NOTHING_SET) -> dict[str, Any]:
     """One entry of `eventrouter list --json`. setting: what was set by hand."""
     policy = msgspec.to_builtins(msgspec.structs.replace(function.policy, role=None))
@@ -86,6 +92,7 @@ class Operations:
         self._lines: Recent | None = None
         self._said = asyncio.Event()
         self._forgets: asyncio.TimerHandle | None = None
+        self.underway: set[str] = set()  # acts that are done elsewhere
 
     @reads
     async def status(self) -> dict[str, Any]:
@@ -329,6 +336,32 @@ class Operations:
         answer: dict[str, Any] = msgspec.to_builtins(await self._app.trail.verify(known))
         return answer
 
+    # The master keys are not asked of a router: it may have other ones than who asks, and a value has no business on its way.
+
+    @elsewhere
+    async def secrets_init(self, keys: str) -> None:
+        """Make the first master key. keys: where."""
+
+    @elsewhere
+    async def secrets_encrypt(self, function: str, variable: str) -> None:
+        """Encrypt a value, for those; empty: not bound to one."""
+
+    @elsewhere
+    async def secrets_decrypt(self, function: str, variable: str) -> None:
+        """Decrypt a value that was encrypted for those."""
+
+    @elsewhere
+    async def secrets_rotate(self, keys: str, files: list[str]) -> None:
+        """Make a new master key, if they are here, and have the values in these files use the present one."""
+
+    @reads
+    async def ended(self, id: str, error: str, message: str) -> None:
+        """What came of an act that was done elsewhere; it has no record of its own. See `Trail.answered`."""
+        if id not in self.underway:
+            raise EventRouterError(f"no act {id} is under way; was the router restarted meanwhile?")
+        self.underway.discard(id)
+        await self.trail.answered(id, error=error, message=message)
+
 
 async def perform(operations: Operations, command: str, arguments: dict[str, Any], who: Who) -> Any:
     """The one way in for a command, of a running router as of one that is opened for it: what may change anything is recorded first.
@@ -348,10 +381,13 @@ async def perform(operations: Operations, command: str, arguments: dict[str, Any
         return await method(operations, **given)
     trail = operations.trail
     id = await trail.asked(who, command, given)
+    if hasattr(method, "elsewhere"):
+        operations.underway.add(id)
+        return id
     try:
         result = await method(operations, **given)
     except BaseException as error:
-        await trail.answered(id, None, error)
+        await trail.answered(id, error=type(error).__name__, message=str(error))
         raise
     await trail.answered(id, result)
     return result

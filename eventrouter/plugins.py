@@ -18,12 +18,12 @@ GROUP = "eventrouter"
 
 
 class Plugins:
-    """The loaded plugins by name, and whose trigger is whose. versions: of the distributions they came from."""
+    """The loaded plugins by name, and whose trigger is whose. entries: where they were found."""
 
-    def __init__(self, plugins: Iterable[Plugin], versions: Mapping[str, str] | None = None) -> None:
+    def __init__(self, plugins: Iterable[Plugin], entries: Mapping[str, EntryPoint] = {}) -> None:
         self.by_name: dict[str, Plugin] = {}
         self.triggers: dict[str, Callable[..., Trigger]] = {}
-        self.versions = dict(versions or {})
+        self._entries = entries
         for plugin in plugins:
             if plugin.name in self.by_name:
                 raise PluginError(f"two plugins are named {plugin.name!r}; uninstall one")
@@ -33,6 +33,11 @@ class Plugins:
                     raise PluginError(f"plugin {plugin.name!r} brings a trigger {name!r}, which another plugin has; uninstall one")
                 self.triggers[name] = make
 
+    def version(self, name: str) -> str:
+        """Of the distribution that the plugin came from; empty: of none."""
+        entry = self._entries.get(name)  # only now: to read its metadata takes a millisecond
+        return entry.dist.version if entry is not None and entry.dist else ""
+
 
 def load_plugins(found: Iterable[EntryPoint] | None = None) -> Plugins:
     """Import and ask every installed plugin.
@@ -41,34 +46,37 @@ def load_plugins(found: Iterable[EntryPoint] | None = None) -> Plugins:
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
-    versions: dict[str, str] = {}
+    entries: dict[str, EntryPoint] = {}
     plugins: list[Plugin] = []
     for entry in sorted(entry_points(group=GROUP) if found is None else found, key=lambda entry: entry.name):
-        origin = f"plugin {entry.name!r} ({entry.value}{f' of {entry.dist.name}' if entry.dist else ''})"
         try:
             module = entry.load()
             manager.register(module, name=entry.name)
         except Exception as error:
-            raise PluginError(f"{origin} can't be loaded: {type(error).__name__}: {error}; fix or uninstall it") from error
-        plugins.append(_ask(manager, module, origin))
-        versions[plugins[-1].name] = entry.dist.version if entry.dist else ""
-    return Plugins(plugins, versions)
+            raise PluginError(f"{_origin(entry)} can't be loaded: {type(error).__name__}: {error}; fix or uninstall it") from error
+        plugins.append(_ask(manager, module, entry))
+        entries[plugins[-1].name] = entry
+    return Plugins(plugins, entries)
 
 
-def _ask(manager: pluggy.PluginManager, module: Any, origin: str) -> Plugin:
+def _origin(entry: EntryPoint) -> str:
+    return f"plugin {entry.name!r} ({entry.value}{f' of {entry.dist.name}' if entry.dist else ''})"
+
+
+def _ask(manager: pluggy.PluginManager, module: Any, entry: EntryPoint) -> Plugin:
     known = [name for name in vars(hookspecs) if name.startswith("eventrouter_")]
     for name, value in vars(module).items():
         if hasattr(value, "eventrouter_impl") and name not in known:
-            raise PluginError(f"{origin} implements a hook {name!r} that does not exist{suggest(name, known)}")
+            raise PluginError(f"{_origin(entry)} implements a hook {name!r} that does not exist{suggest(name, known)}")
     caller = next((c for c in manager.get_hookcallers(module) or () if c.name == "eventrouter_plugin"), None)
     if caller is None:
-        raise PluginError(f"{origin} has no @hookimpl function named eventrouter_plugin")
+        raise PluginError(f"{_origin(entry)} has no @hookimpl function named eventrouter_plugin")
     try:
         answer = module.eventrouter_plugin()
     except Exception as error:
-        raise PluginError(f"{origin}: eventrouter_plugin() failed: {type(error).__name__}: {error}") from error
+        raise PluginError(f"{_origin(entry)}: eventrouter_plugin() failed: {type(error).__name__}: {error}") from error
     if not isinstance(answer, Plugin):
-        raise PluginError(f"{origin}: eventrouter_plugin() returned {answer!r}, not a Plugin")
+        raise PluginError(f"{_origin(entry)}: eventrouter_plugin() returned {answer!r}, not a Plugin")
     return answer
 
 

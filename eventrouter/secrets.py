@@ -107,6 +107,11 @@ def unseal(keys: MasterKeys, text: str) -> str:
     return plain.decode()
 
 
+def whose(text: str) -> dict[str, str]:
+    """`{"function", "variable"}` that a value was encrypted for; empty: it is not bound to one. Raises SecretError."""
+    return _understood(text).context
+
+
 def rewrap(keys: MasterKeys, text: str) -> str:
     """The same value, its data key wrapped by the present master key. Raises SecretError."""
     sealed = _understood(text)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +18,10 @@ from servers import program
 class Place:
     """A folder that commands run in, and the router that `serve` starts there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wrapper: Sequence[str] = ()) -> None:
+        """wrapper: words before the router's command, which end in executing it."""
         self.folder = folder
+        self._wrapper = wrapper
         self.router: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -41,7 +43,7 @@ class Place:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         with (self.folder / "out.txt").open("w") as out:
-            command = [sys.executable, "-m", "eventrouter", "serve", *words]
+            command = [*self._wrapper, sys.executable, "-m", "eventrouter", "serve", *words]
             self.router = subprocess.Popen(command, cwd=self.folder, stdout=out, stderr=subprocess.STDOUT, text=True)
         return self.router
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientPayloadError, ClientSession
 
 from eventrouter import App, Event, Failed, Outcome, Succeeded, TimedOut, on
 from eventrouter.config import load_config
 from eventrouter.errors import ConfigError
 from eventrouter.plugins import load_plugins
 from eventrouter.runtimes.runtime_api import LIMIT
+from http_support import url_of
 from servers import program
 from support import until
 from test_process_runtime import lives
@@ -195,6 +197,69 @@ async def test_what_node_handlers_come_to(tmp_path: Path, capsys: pytest.Capture
                 else:
                     assert outcome == Succeeded(expected), name
     assert capsys.readouterr().out.count("later") == 2
+
+
+STREAMS = """
+const { existsSync } = require("node:fs");
+const exists = async (file) => {
+  while (!existsSync(file)) await new Promise((done) => setTimeout(done, 5));
+};
+exports.made = awslambda.streamifyResponse(async (event, stream) => {
+  const head = { statusCode: 201, headers: { "x-a": "b" }, cookies: ["a=1", "b=2"] };
+  stream = awslambda.HttpResponseStream.from(stream, head);
+  stream.write("one ");
+  await exists(event.queryStringParameters.file);
+  stream.end("two");
+});
+exports.plain = awslambda.streamifyResponse(async (event, stream) => {
+  stream.setContentType("text/html");
+  for (let n = 0; n < 200; n++) {
+    if (!stream.write("x".repeat(100_000))) await new Promise((done) => stream.once("drain", done));
+  }
+  stream.end();
+});
+exports.breaks = awslambda.streamifyResponse(async (event, stream) => {
+  stream.write("one ");
+  await exists(event.queryStringParameters.file);
+  throw new TypeError("amid it");
+});
+exports.headless = awslambda.streamifyResponse(async (event, stream) => {
+  stream.setContentType("application/vnd.awslambda.http-integration-response");
+  stream.end("no head");
+});
+"""
+
+
+async def test_a_streamed_answer_goes_out_as_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "index.js").write_text(STREAMS)
+    names = ("made", "plain", "breaks", "headless")
+    tables = "".join(
+        table(name, "nodejs", tmp_path, f"index.{name}", timeout=60) + f'on = [{{ http = "GET /{name}" }}]\n' for name in names
+    )
+    async with app_of(tmp_path, f"[http]\nport = 0\n{tables}") as app, ClientSession(url_of(app)) as session:
+        async with session.get("/made", params={"file": str(tmp_path / "made")}) as answer:
+            assert (answer.status, answer.headers["x-a"]) == (201, "b")
+            assert answer.headers.getall("Set-Cookie") == ["a=1", "b=2"]
+            assert await answer.content.readany() == b"one "
+            (tmp_path / "made").touch()
+            assert await answer.read() == b"two"
+        async with session.get("/plain") as answer:  # more than an answer may have that is handed over as a whole
+            assert (answer.status, answer.content_type) == (200, "text/html")
+            assert len(await answer.read()) == 20_000_000
+        async with session.get("/breaks", params={"file": str(tmp_path / "broken")}) as answer:
+            assert await answer.content.readany() == b"one "
+            (tmp_path / "broken").touch()
+            with pytest.raises(ClientPayloadError):
+                await answer.read()
+        async with session.get("/headless") as answer:
+            assert answer.status == 500
+        async with session.get("/plain") as answer:
+            assert await answer.content.read(1) == b"x"
+        for _ in range(2):  # who goes away leaves the next one an environment that works
+            async with session.get("/plain") as answer:
+                assert len(await answer.read()) == 20_000_000
+        lanes = app.engine.lanes
+        assert [(lanes[name].succeeded, lanes[name].failed) for name in ("made", "breaks", "headless")] == [(1, 0), (0, 1), (0, 1)]
 
 
 MODULES = {

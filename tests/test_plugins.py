@@ -24,7 +24,7 @@ def test_the_first_party_plugins_are_installed_like_anybody_elses() -> None:
     plugins = load_plugins()
     assert {"cron", "http", "mqtt", "s3", "sns", "sqs"} <= set(plugins.by_name)
     assert {"cron", "rate", "at", "http", "mqtt", "s3", "sns", "sqs"} <= set(plugins.triggers)
-    assert plugins.versions["cron"]
+    assert plugins.version("cron")
 
 
 def test_a_third_partys_plugin_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

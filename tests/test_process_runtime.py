@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import re
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -435,3 +436,79 @@ def test_a_router_leaves_no_process_behind(tmp_path: Path, number: int) -> None:
         assert all(map(lives, pids))
         place.stop(number)
         wait_for(lambda: not any(map(lives, pids)))
+
+
+CROWD = """
+import ctypes, fcntl, os, signal, time
+from eventrouter import on
+from eventrouter_http import http
+
+@on(http("POST /crowd"), isolation="process", timeout=60, retries=0)
+def crowd(pairs: int) -> None:
+    lives = os.open("lives", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    fcntl.flock(lives, fcntl.LOCK_EX)  # held until the last of them is gone
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for _ in range(pairs):
+        if os.fork() == 0:
+            pair(lives)
+    while True:
+        time.sleep(1)
+
+def pair(lives: int) -> None:
+    # Each in a session of its own, and each makes the other anew when that is killed.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    os.setsid()
+    said = False
+    while True:
+        signal.alarm(100)  # whatever the test comes to
+        me = os.getpid()
+        try:
+            other = os.fork()
+        except OSError:
+            continue
+        if other:
+            if not said:
+                os.write(lives, b".")
+            os.wait()
+        else:
+            signal.alarm(100)
+            os.setsid()
+            ctypes.CDLL(None).prctl(1, signal.SIGUSR1, 0, 0, 0)  # when its parent dies
+            if os.getppid() == me:
+                signal.sigwait({signal.SIGUSR1})
+        said = True
+
+@on(http("POST /fork"))
+async def fork() -> int:
+    if (child := os.fork()) == 0:  # what the router has open, this has, too
+        time.sleep(100)
+        os._exit(0)
+    return child
+"""
+
+WITHOUT_GROUPS = ["unshare", "--mount", "sh", "-c", 'umount -R /sys/fs/cgroup && exec "$@"', "-"]
+
+
+@pytest.mark.parametrize("wrapper", [[], WITHOUT_GROUPS], ids=["", "without control groups"])
+def test_a_killed_router_leaves_nothing_of_a_crowd_that_makes_up_for_its_dead(tmp_path: Path, wrapper: list[str]) -> None:
+    (tmp_path / "app.py").write_text(CROWD)
+    (tmp_path / "eventrouter.toml").write_text("[http]\nport = 0\n")
+    with Place(tmp_path, wrapper) as place:
+        place.serve()
+        child = int(place.curl("/fork", "-d", ""))
+        place.run("invoke", "crowd", "20", "--async")
+        lives = tmp_path / "lives"
+        wait_for(lambda: lives.exists() and lives.stat().st_size == 20)
+
+        def ended() -> bool:
+            with lives.open() as file, suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            return False
+
+        assert not ended()
+        place.stop(signal.SIGKILL)
+        try:
+            wait_for(ended)
+        finally:
+            os.kill(child, signal.SIGKILL)

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientError, ClientResponse, ClientSession
 
 from eventrouter import Failed
-from eventrouter.runtimes.runtime_api import LIMIT, Invocation, RuntimeApi
+from eventrouter.runtimes.runtime_api import LIMIT, Invocation, RuntimeApi, Streamed
 
 PREFIX = "/2018-06-01/runtime"
 SCENARIOS = 23
@@ -37,7 +37,7 @@ async def served(admits: Callable[[Any], bool] = lambda end: True) -> AsyncItera
             await api.close()
 
 
-def queue(api: RuntimeApi, id: str = "A", payload: bytes = b"{}", **more: str) -> asyncio.Task[Any]:
+def queue(api: RuntimeApi, id: str = "A", payload: bytes = b"{}", **more: Any) -> asyncio.Task[Any]:
     """An invocation; its result is what the caller sees."""
     return asyncio.create_task(api.invoke(Invocation(id, payload, 1_700_000_000_000, f"arn:{id}", **more)))
 
@@ -163,6 +163,41 @@ async def test_a_streamed_answer(request_: bytes, status: int | None, result: An
             assert (await reader.readline()).split()[1] == str(status).encode()
         got = await seen
         assert (got.error_type if isinstance(result, str) and isinstance(got, Failed) else got) == result
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("rest", "status", "failed"),
+    [
+        pytest.param(b"1\r\nc\r\n0\r\n\r\n", 202, None, id="whole"),
+        pytest.param(b"0\r\n" + ERROR + b"\r\n", 202, Failed("A", "b"), id="an error amid it"),
+        pytest.param(b"nonsense\r\n", 400, "Runtime.TruncatedResponse", id="malformed"),
+        pytest.param(b"", None, "Runtime.TruncatedResponse", id="cut off"),
+    ],
+)
+@pytest.mark.parametrize("taken", [True, False])
+async def test_a_streamed_answer_as_it_comes(rest: bytes, status: int | None, failed: Any, taken: bool) -> None:
+    async with served() as (api, ask, address):
+        seen = queue(api, streams=True)
+        await ask("GET", f"{PREFIX}/invocation/next")
+        host, _, port = address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(STREAMED % (KIND, b"%x\r\n%b\r\n2\r\nab\r\n" % (len(PRELUDE), PRELUDE)))
+        answer = await seen
+        assert isinstance(answer, Streamed)
+        assert answer.head == (201, {"x": "y"})
+        assert await anext(answer.chunks) == b"ab"
+        if not taken:
+            await answer.chunks.aclose()
+        writer.write(rest)
+        if status is None:
+            writer.close()
+        else:
+            assert (await reader.readline()).split()[1] == str(status).encode()
+        left = [chunk async for chunk in answer.chunks]
+        if taken:
+            assert left == ([b"c"] if failed is None else [])
+            assert (answer.failed.error_type if isinstance(failed, str) and answer.failed is not None else answer.failed) == failed
         writer.close()
 
 

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventrouter import App, Context, Plugin, Secret, on
 from eventrouter.app import open_keys
+from eventrouter.audit import Query, Who
+from eventrouter.cli.common import Place as Commands
 from eventrouter.config import load_config
-from eventrouter.errors import BadOption, ConfigError, EventRouterError, NotRunning, SecretError
+from eventrouter.control import ControlServer
+from eventrouter.errors import BadOption, ConfigError, EventRouterError, JournalError, NotRunning, SecretError
+from eventrouter.journal.protocol import Ledger
 from eventrouter.model import Failed, Succeeded
-from eventrouter.operations import Operations, describe_function
+from eventrouter.operations import Operations, describe_function, perform
 from eventrouter.plugins import Plugins
 from eventrouter.secrets import VARIABLE, KeyRing, Vault, rewrap, rewrap_file, seal, unseal
 from served import Place
@@ -416,3 +426,134 @@ async def test_functions_in_processes_decrypt_as_their_roles_allow(keys: KeyRing
         assert (failed.error_type, failed.error_message) == (
             "SecretError", "thief can't decrypt what is encrypted for function waits, variable TOKEN",
         )  # fmt: skip
+
+
+# Each act is recorded
+
+
+def acts(place: Place) -> list[tuple[str, Any, str]]:
+    """Of the audit log: what was done with secrets, about what, and what came of it."""
+    found = [record for record in json.loads(place.run("audit", "query", "--json")) if record["eventName"].startswith("Secrets")]
+    assert {record["userIdentity"]["userName"] for record in found} <= {Who.me().name}
+    for record in found:
+        assert re.fullmatch(r"eventrouter \(pid \d+\)", record["userAgent"])
+    return [(record["eventName"], record["requestParameters"], record.get("errorCode", "")) for record in found]
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_what_is_done_with_secrets_is_in_the_audit_log_and_no_value_is(tmp_path: Path, served: bool) -> None:
+    (tmp_path / "app.py").write_text("from eventrouter import on\n\n@on()\nasync def f() -> None: ...\n")
+    with Place(tmp_path) as place:
+        if served:
+            place.serve()
+        place.run("secrets", "init")
+        for_pay = place.run("secrets", "encrypt", "--function", "pay", "--variable", "TOKEN", input=PLAIN).strip()
+        for_all = place.run("secrets", "encrypt", PLAIN).strip()
+        (tmp_path / "values.toml").write_text(f'a = "{for_pay}"\nb = "{for_all}"\n')
+        assert "values.toml: 2 values use it" in place.run("secrets", "rotate", "--rewrap", "values.toml")
+        assert place.run("secrets", "decrypt", for_pay) == PLAIN + "\n"
+        ring = tmp_path / ".eventrouter" / "master.keys"
+        ring.write_text(base64.b64encode(bytes(32)).decode())
+        assert "put it back there" in place.run("secrets", "decrypt", for_all, code=1)
+        whose = {"function": "pay", "variable": "TOKEN"}
+        assert acts(place) == [
+            ("SecretsInit", {"keys": str(ring)}, ""),
+            ("SecretsEncrypt", whose, ""),
+            ("SecretsEncrypt", {"function": "", "variable": ""}, ""),
+            ("SecretsRotate", {"keys": str(ring), "files": [str(tmp_path / "values.toml")]}, ""),
+            ("SecretsDecrypt", whose, ""),
+            ("SecretsDecrypt", {"function": "", "variable": ""}, "SecretError"),
+        ]
+        assert "SecretsDecrypt" in place.run("audit", "query", "--function", "pay")
+        assert place.run("audit", "verify").startswith("whole: ")
+        if served:
+            assert place.stop() == 0
+    for path in (tmp_path / ".eventrouter").rglob("*"):
+        assert not path.is_file() or PLAIN.encode() not in path.read_bytes(), path
+
+
+def test_an_act_with_secrets_is_on_disk_before_it_is_done(keys: KeyRing, tmp_path: Path) -> None:
+    data = tmp_path / ".eventrouter"
+
+    def recorded() -> list[bytes]:
+        with apsw.Connection(str(data / "journal.db")) as db:
+            return [line for (rows,) in db.execute("SELECT records FROM audit ORDER BY first") for line in rows.splitlines()]
+
+    place = Commands(None, str(data))
+    with place.recorded("secrets_encrypt", function="f", variable=""):
+        (begun,) = recorded()
+        assert b'"secrets_encrypt",{"function":"f","variable":""}' in begun
+    with pytest.raises(ZeroDivisionError), place.recorded("secrets_rotate", keys="k", files=[]):
+        raise ZeroDivisionError(PLAIN)
+    assert [json.loads(record)[3:] for record in recorded() if record.startswith(b'["e"')] == [
+        [None, "", ""],
+        [None, "ZeroDivisionError", ""],
+    ]
+
+
+def test_an_act_with_secrets_that_cant_be_recorded_is_not_done(tmp_path: Path) -> None:
+    with Place(tmp_path) as place:
+        place.run("secrets", "init")
+        ring, seals = tmp_path / ".eventrouter" / "master.keys", tmp_path / ".eventrouter" / "audit" / "key"
+        before = ring.read_bytes()
+        value = place.run("secrets", "encrypt", PLAIN).strip()
+        seals.chmod(0o644)
+        for words in (["rotate"], ["encrypt", PLAIN], ["decrypt", value]):
+            said = place.run("secrets", *words, code=1)
+            assert f"secrets {words[0]} was not done, as it can't be recorded in the audit log: " in said
+            assert "`chmod 600 " in said
+            assert (PLAIN in said, "evr1:" in said) == (False, False)
+        assert ring.read_bytes() == before
+        (tmp_path / "file").touch()
+        said = place.run("secrets", "init", "--data", "file", code=1)
+        assert "file can't be written (File exists); mend that, or give --data another folder" in said
+
+
+async def test_a_running_router_that_cant_record_an_act_with_secrets_keeps_it_from_being_done(
+    keys: KeyRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @on()
+    async def f() -> None: ...
+
+    def fails(ledger: Ledger) -> asyncio.Future[None]:
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        failed.set_exception(JournalError("the disk is full"))
+        return failed
+
+    before = keys.file.read_bytes()
+    async with running(tmp_path, f) as app, ControlServer(Operations(app), app.config.data):
+        with monkeypatch.context() as patch:
+            patch.setattr(app.journal.books, "enter", fails)
+            said = await asyncio.to_thread(Place(tmp_path).run, "secrets", "rotate", code=1)
+        assert "secrets rotate was not done, as it can't be recorded in the audit log: the disk is full" in said
+        assert keys.file.read_bytes() == before
+        # Nor can a record be given an end that it hasn't come to.
+        id = await perform(Operations(app), "secrets_rotate", {"keys": "", "files": []}, Who.me())
+        with pytest.raises(EventRouterError, match=f"no act {id} is under way"):
+            await perform(Operations(app), "ended", {"id": id, "error": "", "message": ""}, Who.me())
+
+
+def test_commands_wait_for_each_other_where_no_router_runs(tmp_path: Path) -> None:
+    with Place(tmp_path) as place:
+        place.run("secrets", "init")
+        with ThreadPoolExecutor(4) as pool:
+            assert len({*pool.map(lambda _: place.run("secrets", "encrypt", "x"), range(4))}) == 4
+        (tmp_path / "app.py").write_text("from eventrouter import on\n\n@on()\nasync def f() -> None: ...\n")
+        assert [name for name, _, _ in acts(place)] == ["SecretsInit", *["SecretsEncrypt"] * 4]
+
+
+async def test_who_does_something_with_secrets_is_told_when_the_router_goes_before_its_end_is_recorded(
+    keys: KeyRing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @on()
+    async def f() -> None: ...
+
+    act = ExitStack()
+    async with running(tmp_path, f) as app:
+        async with ControlServer(Operations(app), app.config.data):
+            rotating = Commands(None, str(app.config.data)).recorded("secrets_rotate", keys="", files=[])
+            await asyncio.to_thread(act.enter_context, rotating)
+        await asyncio.to_thread(act.close)
+        (_, record) = await app.trail.query(Query())
+    assert (record["eventName"], record["responseElements"]) == ("SecretsRotate", None)
+    assert "what came of it is not in the audit log: no router is running on" in capsys.readouterr().err

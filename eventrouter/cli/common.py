@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from eventrouter.app import App
+from eventrouter.app import App, open_trail
 from eventrouter.audit import Who
 from eventrouter.config import Config, load_config, seconds
 from eventrouter.control import ask
-from eventrouter.errors import ConfigError, EventRouterError, NotRunning
+from eventrouter.errors import ConfigError, EventRouterError, FolderTaken, NotRunning
 from eventrouter.operations import Operations, perform
 from eventrouter.plugins import Plugins, load_plugins
+
+_TRIES, _EVERY = 100, 0.1  # how often, and after how many seconds, it is seen whether a data folder is free or its router answers
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -83,6 +88,51 @@ class Place:
                 await app.stop()
 
         return asyncio.run(do())
+
+    @contextmanager
+    def recorded(self, command: str, **arguments: Any) -> Iterator[None]:
+        """An act that the command does itself: it is in the audit log before the block begins, and what came of it when that has ended.
+
+        The running router records it; without one it is done here, under the data folder's lock.
+        Raises EventRouterError when it can't be recorded; the block is not run then.
+        """
+        with ExitStack() as stack:
+            try:
+                end = self._begin(stack, command, arguments)
+            except EventRouterError as error:
+                told = f"{command.replace('_', ' ')} was not done, as it can't be recorded in the audit log: {error}"
+                raise EventRouterError(told) from None
+            try:
+                yield
+            except BaseException as error:
+                # Of errors that aren't ours nobody knows what is in them.
+                end(type(error).__name__, str(error) if isinstance(error, EventRouterError) else "")
+                raise
+            end("", "")
+
+    def _begin(self, stack: ExitStack, command: str, arguments: Mapping[str, Any]) -> Callable[[str, str], None]:
+        run = stack.enter_context(asyncio.Runner()).run
+        for wait in (*[_EVERY] * _TRIES, 0):
+            with suppress(NotRunning):
+                return partial(self._ended, self.ask(command, **arguments))
+            opened = open_trail(self.config)
+            try:
+                trail = run(opened.__aenter__())
+            except FolderTaken:  # by a router that doesn't answer yet, or by another command such as this
+                if not wait:
+                    raise
+                time.sleep(wait)
+            else:
+                break
+        stack.callback(lambda: run(opened.__aexit__(None, None, None)))
+        id = run(trail.asked(Who.me(), command, dict(arguments)))
+        return lambda error, message: run(trail.answered(id, error=error, message=message))
+
+    def _ended(self, id: str, error: str, message: str) -> None:
+        try:
+            self.ask("ended", id=id, error=error, message=message)
+        except (EventRouterError, OSError) as failed:  # it was done, and that it was asked for is on disk
+            click.echo(f"what came of it is not in the audit log: {failed}", err=True)
 
 
 def since(text: str | None, option: str = "--since") -> float | None:

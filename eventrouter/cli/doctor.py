@@ -163,7 +163,7 @@ def _secrets(app: App) -> Iterator[Finding]:
 
 def _configured(place: Place, means: Means) -> Iterator[Finding]:
     for name, plugin in place.plugins.by_name.items():
-        yield Finding("ok", f"plugin {name} {place.plugins.versions.get(name, '')}".rstrip())
+        yield Finding("ok", f"plugin {name} {place.plugins.version(name)}".rstrip())
         if plugin.doctor is not None:
             yield from plugin.doctor(place.config.plugins.get(name))
     yield Finding("ok", f"configuration: {place.config.file or 'no eventrouter.toml, all defaults'}")

@@ -1,4 +1,4 @@
-"""`secrets init|encrypt|decrypt|rotate`: they work beside a running router, which reads the keys anew."""
+"""`secrets init|encrypt|decrypt|rotate`: they work beside a running router, which records them, and reads the keys anew."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import click
 
 from eventrouter.app import open_keys
-from eventrouter.cli.common import configure, place_options
+from eventrouter.cli.common import Place, place_options
 from eventrouter.errors import ConfigError, SecretError
-from eventrouter.secrets import KeyRing, MasterKeys, rewrap_file, seal, unseal
+from eventrouter.secrets import KeyRing, MasterKeys, rewrap_file, seal, unseal, whose
 
 
-def _keys(config: Path | None, data: str | None) -> MasterKeys:
-    plugins, settings = configure(config, {"app": {"data": data}})
-    return open_keys(settings, plugins)
+def _open(config: Path | None, data: str | None) -> tuple[Place, MasterKeys]:
+    place = Place(config, data)
+    return place, open_keys(place.config, place.plugins)
 
 
 @click.group("secrets")
@@ -30,10 +30,11 @@ def secrets_command() -> None:
 @place_options
 def init_command(config: Path | None, data: str | None) -> None:
     """Make the first master key. Keep a copy of its file: without it nothing can be decrypted."""
-    keys = _keys(config, data)
+    place, keys = _open(config, data)
     if not isinstance(keys, KeyRing):
         raise ConfigError("the plugin that [secrets] provider names has the master keys; there is none to make here")
-    id = keys.create()
+    with place.recorded("secrets_init", keys=keys.where):
+        id = keys.create()
     click.echo(f"master key {id} is in {keys.file}; keep a copy of it in a safe place, and never with the configuration")
 
 
@@ -49,7 +50,11 @@ def encrypt_command(value: str | None, function: str, variable: str, config: Pat
     """
     if variable and not function:
         raise ConfigError("secrets encrypt: --variable says of which function's; give --function, too")
-    click.echo(seal(_keys(config, data), _text(value, "value to encrypt"), function, variable))
+    place, keys = _open(config, data)
+    plain = _text(value, "value to encrypt")
+    with place.recorded("secrets_encrypt", function=function, variable=variable):
+        sealed = seal(keys, plain, function, variable)
+    click.echo(sealed)
 
 
 @secrets_command.command("decrypt")
@@ -57,7 +62,11 @@ def encrypt_command(value: str | None, function: str, variable: str, config: Pat
 @place_options
 def decrypt_command(value: str | None, config: Path | None, data: str | None) -> None:
     """Print what VALUE was before it was encrypted: `evr1:...`, @FILE, or - for standard input [default]."""
-    click.echo(unseal(_keys(config, data), _text(value, "encrypted value").strip()))
+    place, keys = _open(config, data)
+    sealed = _text(value, "encrypted value").strip()
+    with place.recorded("secrets_decrypt", **whose(sealed)):
+        plain = unseal(keys, sealed)
+    click.echo(plain)
 
 
 @secrets_command.command("rotate")
@@ -71,13 +80,16 @@ def rotate_command(files: tuple[Path, ...], config: Path | None, data: str | Non
 
     Where the keys are not in a file, they are rotated there, and --rewrap alone is done here.
     """
-    keys = _keys(config, data)
-    if isinstance(keys, KeyRing) and (keys.in_file or not files):
-        click.echo(f"master key {keys.rotate()} is the present one; keep a copy of {keys.file}")
-    elif not files:
+    place, keys = _open(config, data)
+    ring = keys if isinstance(keys, KeyRing) and (keys.in_file or not files) else None
+    if ring is None and not files:
         raise ConfigError("the plugin that [secrets] provider names has the master keys; rotate them there, then use --rewrap FILE here")
-    for file in files:
-        click.echo(f"{file}: {rewrap_file(keys, file)} values use it")
+    where = keys.where if isinstance(keys, KeyRing) else f"plugin {place.config.secrets.provider}"
+    with place.recorded("secrets_rotate", keys=where, files=[str(file.resolve()) for file in files]):
+        if ring is not None:
+            click.echo(f"master key {ring.rotate()} is the present one; keep a copy of {ring.file}")
+        for file in files:
+            click.echo(f"{file}: {rewrap_file(keys, file)} values use it")
 
 
 def _text(value: str | None, what: str) -> str:

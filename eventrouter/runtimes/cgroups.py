@@ -21,6 +21,7 @@ _YIELDING: Final = 10  # or a template and a router that share a core with hundr
 _PERIOD: Final = 20_000  # microseconds; at the usual 100,000 a small function would stand still for 90 ms on end
 _MEGABYTE: Final = 1024 * 1024
 _PATIENCE: Final = 200  # hundredths of a second that a killed process may take to be gone
+_ROUNDS: Final = 100  # in which those are looked for that were started meanwhile
 _NAME: Final = "eventrouter-"
 
 
@@ -161,7 +162,9 @@ class Groups:
         for name in list(self._left):
             gone = True
             for descriptor in self._descriptors.values():
-                for pid in self._lines(descriptor, f"{name}/cgroup.procs"):
+                if pids := self._lines(descriptor, f"{name}/cgroup.procs"):
+                    self._let_none_start(name)
+                for pid in pids:
                     with suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
                 try:
@@ -173,6 +176,12 @@ class Groups:
             if gone:
                 self._left.discard(name)
         return bool(self._left)
+
+    def _let_none_start(self, name: str) -> None:
+        """Or a crowd could make up for its dead for ever."""
+        if (folder := self.folders.get("pids")) is not None:
+            with suppress(OSError):
+                self._set(self._descriptors[folder], f"{name}/pids.max", 0)
 
     def close(self, numbers: Iterable[int] = ()) -> None:
         """Remove these, and the folders of all; what runs in them is killed."""
@@ -249,30 +258,33 @@ class Watch:
 
     def close(self) -> None:
         """All that is left, environments included."""
+        self._limits.clear()
         self._orphans = self._most > 0
-        for _ in range(_PATIENCE):
-            if self.look(()) is None:
-                break
+        while self.look(()) is not None:
             time.sleep(self._SOON)
 
     def _end_orphans(self, known: set[int]) -> None:
-        self._orphans = False
-        for child in [pid for pid in _children(os.getpid()) if pid not in known]:
-            self._orphans = True
-            for pid in _tree(child):
-                with suppress(ProcessLookupError, PermissionError):  # its number may be another's by now
-                    os.kill(pid, signal.SIGKILL)
+        # All are stopped before any is killed, or those that are left could make up for the dead for ever.
+        stopped = set[int]()
+        for _ in range(_ROUNDS):
+            children = [pid for pid in _children(os.getpid()) if pid not in known]
+            new = {pid for child in children for pid in _tree(child)} - stopped
+            if not new:
+                break
+            _signal(new, signal.SIGSTOP)
+            stopped |= new
+        _signal(stopped, signal.SIGKILL)
+        for child in children:
             with suppress(ChildProcessError):
                 os.waitpid(child, os.WNOHANG)
+        self._orphans = bool(stopped)
 
     def _end_large(self) -> None:
         for pid, most in self._limits.items():
             used = [(each, _anonymous(each)) for each in _tree(pid)]
             if sum(size for _, size in used) > most:
                 self._killed.add(pid)
-                for each, _ in reversed(used):
-                    with suppress(ProcessLookupError, PermissionError):  # its number may be another's by now
-                        os.kill(each, signal.SIGKILL)
+                _signal((each for each, _ in reversed(used)), signal.SIGKILL)
 
     def ended(self, pid: int) -> bool:
         """Whether it was killed for want of memory, by this or, as far as can be told, by the kernel."""
@@ -307,6 +319,12 @@ def _tree(pid: int) -> list[int]:
     for each in found:  # which grows meanwhile; a long line of descent must not be one of calls
         found += _children(each)
     return found
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):  # its number may be another's by now
+            os.kill(pid, number)
 
 
 def _threads(user: int) -> int:

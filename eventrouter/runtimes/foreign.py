@@ -23,30 +23,33 @@ import msgspec
 from eventrouter.clock import SystemClock
 from eventrouter.functions import Function
 from eventrouter.model import Failed, function_arn
+from eventrouter.runtimes.channel import Channel
 from eventrouter.runtimes.failures import failure
 from eventrouter.runtimes.frames import Answer, Job, Line, frame
 from eventrouter.runtimes.kernel import die_with_parent
 from eventrouter.runtimes.peers import descendants, of_descendant
 from eventrouter.runtimes.programs import INIT, find_program
-from eventrouter.runtimes.runtime_api import Invocation, RuntimeApi
+from eventrouter.runtimes.runtime_api import Invocation, RuntimeApi, Streamed
+from eventrouter.runtimes.streams import Closed
 from eventrouter.runtimes.worker import bound, give, wait_until_read
 
 _LAST_WORDS: Final = 0.2  # seconds in which what an ended program has sent is read
 _job = msgspec.msgpack.Decoder(Job).decode
 
 
-def serve(function: Function, line: Line, tokens: socket.socket, answers: int) -> NoReturn:
+def serve(function: Function, line: Line, tokens: socket.socket, answers: int, channel: Channel) -> NoReturn:
     """As `worker.serve`, for a function without Python, and then end the process: as its program has ended, if that did by itself."""
-    asyncio.new_event_loop().run_until_complete(_Environment(function, line, tokens, answers).run())
+    asyncio.new_event_loop().run_until_complete(_Environment(function, line, tokens, answers, channel).run())
     raise AssertionError
 
 
 class _Environment:
-    def __init__(self, function: Function, line: Line, tokens: socket.socket, answers: int) -> None:
+    def __init__(self, function: Function, line: Line, tokens: socket.socket, answers: int, channel: Channel) -> None:
         self._function = function
         self._line = line
         self._tokens = tokens
         self._answers = answers
+        self._channel = channel
         self._api = RuntimeApi(lambda end: of_descendant(end, self._program.pid))
 
     async def run(self) -> NoReturn:
@@ -106,11 +109,14 @@ class _Environment:
 
     async def _answer(self, job: Job) -> bytes:
         """The frame that says what became of it."""
+        kind = "returned"
         try:
             result = self._api.fault or await self._invoke(job)
+            if isinstance(result, Streamed):
+                kind, result = "streamed", await self._unless_it_ends(self._hand_over(job, result))
         except Exception as error:  # the event is not what the trigger takes it for
             result = failure(error)
-        answer = Answer("failed", None, result) if isinstance(result, Failed) else Answer("returned", result)
+        answer = Answer("failed", None, result) if isinstance(result, Failed) else Answer(kind, result)
         if job.report:
             answer.peak = _peak(self._program.pid)
         try:
@@ -123,8 +129,21 @@ class _Environment:
         now = SystemClock.time()
         trace = f"Root=1-{int(now):08x}-{secrets.token_hex(12)};Parent={secrets.token_hex(8)};Sampled=0"
         deadline = int((now + job.seconds) * 1000)
-        payload = msgspec.json.encode(args[0])
-        return await self._unless_it_ends(self._api.invoke(Invocation(job.id, payload, deadline, function_arn(self._function.name), trace)))
+        payload, arn = msgspec.json.encode(args[0]), function_arn(self._function.name)
+        return await self._unless_it_ends(self._api.invoke(Invocation(job.id, payload, deadline, arn, trace, streams=job.stream)))
+
+    async def _hand_over(self, job: Job, answer: Streamed) -> Failed | None:
+        """Chunk by chunk, as the router takes them: how it ended."""
+        self._channel.invocation = job.id
+        try:
+            await self._channel.call("", "begin", args=(answer.head,))
+            async for chunk in answer.chunks:
+                await self._channel.call("", "chunk", args=(chunk,))
+        except Closed:
+            await answer.chunks.aclose()
+        finally:
+            self._channel.invocation = None
+        return answer.failed
 
 
 def _end_as(code: int) -> NoReturn:

@@ -21,6 +21,7 @@ from eventrouter.runtimes import cgroups, kernel
 from eventrouter.runtimes.frames import Frames, Order, Recipe, Told, frame
 
 GRACE: Final = 1.0  # seconds between SIGTERM and SIGKILL; they are the machine's, whatever the router's clock says
+_LAST: Final = 10.0  # seconds that a template may take to end what environments have left: nobody else can
 _CHUNK: Final = 256 * 1024
 _KEPT_VARIABLES: Final = (
     "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "PYTHONPATH", "SHELL", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV",
@@ -45,7 +46,7 @@ class Template:
         with theirs:
             # -P: else a file of the user's could pass for a standard module.
             self._process = subprocess.Popen(  # noqa: S603 - itself
-                [sys.executable, "-P", "-m", "eventrouter.runtimes.template", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "eventrouter.runtimes.template", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -100,7 +101,7 @@ class Template:
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()  # it ends by that
         try:
-            await asyncio.to_thread(self._process.wait, GRACE)
+            await asyncio.to_thread(self._process.wait, _LAST)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

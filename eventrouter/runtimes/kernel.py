@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 import sys
 from collections.abc import Iterable
@@ -153,7 +152,7 @@ def has_seccomp() -> bool:
 
 def _arch() -> tuple[int, int] | None:
     """As the filter sees it, and which column is its."""
-    return {"x86_64": (_X86, 0), "aarch64": (_ARM, 1)}.get(platform.machine())
+    return {"x86_64": (_X86, 0), "aarch64": (_ARM, 1)}.get(os.uname().machine)
 
 
 def prepare() -> None:

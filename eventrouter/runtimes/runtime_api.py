@@ -6,7 +6,7 @@ import asyncio
 import base64
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,6 +15,7 @@ import h11
 import msgspec
 
 from eventrouter.model import Failed
+from eventrouter.runtimes.streams import Chunks, Closed
 
 LIMIT: Final = 6 * 1024 * 1024 + 100  # bytes of an answer; Lambda's own figure
 _TOO_MUCH: Final = 16 * LIMIT  # what is read of an answer, to tell how large it was, before the connection is ended
@@ -34,7 +35,10 @@ Reply = tuple[int, Headers, bytes]
 
 
 class Invocation(msgspec.Struct, frozen=True):
-    """What the program is to do. payload: JSON. deadline: milliseconds since 1970. client_context, cognito_identity: JSON, or nothing."""
+    """What the program is to do. payload: JSON. deadline: milliseconds since 1970. client_context, cognito_identity: JSON, or nothing.
+
+    streams: whether an answer that is streamed is wanted as it comes.
+    """
 
     id: str
     payload: bytes
@@ -43,6 +47,19 @@ class Invocation(msgspec.Struct, frozen=True):
     trace: str = ""
     client_context: str = ""
     cognito_identity: str = ""
+    streams: bool = False
+
+
+Head = tuple[int, dict[str, str | list[str]]]
+
+
+class Streamed:
+    """An answer as it comes. head: its status and headers. failed: how it ended, when the chunks have."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.chunks = Chunks()
+        self.failed: Failed | None = None
 
 
 class _Refused(Exception):
@@ -86,7 +103,10 @@ class RuntimeApi:
         await asyncio.gather(*self._talks, return_exceptions=True)
 
     async def invoke(self, invocation: Invocation) -> Any:
-        """Give it to the program, which must be asking. What comes of it: Failed, or else the answer: as JSON says, or text, or bytes."""
+        """Give it to the program, which must be asking. What comes of it: Failed, or else the answer: as JSON says, or text, or bytes.
+
+        Or Streamed, if that is wanted.
+        """
         self._invocation = invocation
         self._answer = asyncio.get_running_loop().create_future()
         self.asks.clear()
@@ -181,8 +201,10 @@ class RuntimeApi:
                 self._begin_answer(match[1], "InvocationErrorResponse")
                 self._end_answer(_failure(await self._whole(talk), _header(request, _ERROR_TYPE)))
                 return _OK
-            self._begin_answer(match[1], "InvocationResponse", _header(request, "lambda-runtime-function-response-mode"))
-            return await self._answered(talk, _header(request, "content-type"))
+            mode, kind = _header(request, "lambda-runtime-function-response-mode"), _header(request, "content-type")
+            self._begin_answer(match[1], "InvocationResponse", mode)
+            assert self._invocation is not None
+            return await (self._streamed(talk, kind) if mode and self._invocation.streams else self._answered(talk, kind))
         except _Refused as refused:
             return refused.reply
         finally:
@@ -201,13 +223,39 @@ class RuntimeApi:
             message = f"Response payload size ({talk.size} bytes) exceeded maximum allowed payload size ({LIMIT} bytes)."
             self._end_answer(Failed("Function.ResponseSizeTooLarge", message))
             raise _Refused(413, "RequestEntityTooLarge", f"Exceeded maximum allowed payload size ({LIMIT} bytes).")
-        trailers = {name.decode(): value.decode("latin-1") for name, value in talk.trailers}
-        if (error_type := trailers.get(_ERROR_TYPE)) is not None:
-            with suppress(ValueError):
-                body = base64.b64decode(trailers.get("lambda-runtime-function-error-body", ""), validate=True)
-            self._end_answer(_failure(body, error_type))
-        else:
-            self._end_answer(_http_answer(body) if kind.startswith(_HTTP_ANSWER) else _value(body))
+        self._end_answer(talk.failed(body) or (_http_answer(body) if kind.startswith(_HTTP_ANSWER) else _value(body)))
+        return _OK
+
+    async def _streamed(self, talk: _Talk, kind: str) -> Reply:
+        """Hand it on as it comes."""
+        head: Head = (200, {"Content-Type": kind or "application/octet-stream"})
+        rest = b""
+        if kind.startswith(_HTTP_ANSWER):
+            async for piece in talk.pieces():
+                rest += piece
+                if _HTTP_HEAD_ENDS in rest or len(rest) > _CHUNK:
+                    break
+            told, _, rest = rest.partition(_HTTP_HEAD_ENDS)
+            try:
+                head = _http_head(told)
+            except (ValueError, UnicodeDecodeError) as error:
+                self._end_answer(talk.failed(told) or Failed("Runtime.InvalidResponse", f"the head of the streamed answer: {error}"))
+                return _OK
+        answer = Streamed(head)
+        self._end_answer(answer)
+        try:
+            with suppress(Closed):
+                if rest:
+                    await answer.chunks.put(rest)
+                async for piece in talk.pieces():
+                    await answer.chunks.put(piece)
+            await talk.body()  # of which nobody takes the rest
+            answer.failed = talk.failed(b"")
+        except (ConnectionError, h11.RemoteProtocolError) as error:
+            answer.failed = Failed("Runtime.TruncatedResponse", f"the connection ended amid the answer: {error}")
+            raise
+        finally:
+            answer.chunks.end(None)
         return _OK
 
 
@@ -237,17 +285,31 @@ class _Talk:
     async def body(self) -> bytes:
         """As much of it as an answer may have; all of it is read. Raises ConnectionError, RemoteProtocolError."""
         kept = bytearray()
+        async for piece in self.pieces():
+            if self.size > _TOO_MUCH:
+                raise ConnectionAbortedError("more than anybody reads")
+            if self.size <= LIMIT:
+                kept += piece
+        return bytes(kept)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """What has not been read of it, as it comes; raises the same."""
         while self._http.their_state is h11.SEND_BODY:
             event = await self._event()
             if isinstance(event, h11.Data):
                 self.size += len(event.data)
-                if self.size > _TOO_MUCH:
-                    raise ConnectionAbortedError("more than anybody reads")
-                if self.size <= LIMIT:
-                    kept += event.data
+                yield bytes(event.data)
             elif isinstance(event, h11.EndOfMessage):
                 self.trailers = list(event.headers)
-        return bytes(kept)
+
+    def failed(self, body: bytes) -> Failed | None:
+        """What the trailers say of an error; body: what it is if they don't."""
+        trailers = {name.decode(): value.decode("latin-1") for name, value in self.trailers}
+        if (error_type := trailers.get(_ERROR_TYPE)) is None:
+            return None
+        with suppress(ValueError):
+            body = base64.b64decode(trailers.get("lambda-runtime-function-error-body", ""), validate=True)
+        return _failure(body, error_type)
 
     async def reply(self, reply: Reply, *, close: bool = False) -> None:
         status, headers, body = reply
@@ -296,6 +358,18 @@ def _value(body: bytes) -> Any:
         return body.decode()
     except UnicodeDecodeError:
         return body
+
+
+class _HttpHead(msgspec.Struct, rename="camel"):
+    status_code: int = 200
+    headers: dict[str, str] = {}
+    cookies: list[str] = []
+
+
+def _http_head(told: bytes) -> Head:
+    """Raises ValueError."""
+    head = msgspec.json.decode(told, type=_HttpHead, strict=False)
+    return head.status_code, {**head.headers, **({"Set-Cookie": head.cookies} if head.cookies else {})}
 
 
 def _http_answer(body: bytes) -> Any:

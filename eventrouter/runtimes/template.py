@@ -1,7 +1,7 @@
 """The template process: it imports the user's app once, and forks environments when the router says so.
 
-A program of its own, `python -m eventrouter.runtimes.template DESCRIPTOR`, so that no environment has anything of the router's memory. It
-ends, and all its environments with it, when the router does.
+A program of its own, `python -m eventrouter.runtimes.template DESCRIPTOR PID`, so that no environment has anything of the router's memory.
+It ends, and all its environments with it, when the router does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PYTHON: Final = (sys.prefix, sys.base_prefix, sys.exec_prefix)
 _DESCRIPTORS: Final = 5  # with each order to fork: an environment's ends of its jobs, tokens, answers, output and calls
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, router: int) -> None:
     die_with_parent(_ORPHANED)
     control = socket.socket(fileno=descriptor)
     line = Line(control)
@@ -48,6 +48,7 @@ def main(descriptor: int) -> None:
     recipe = msgspec.msgpack.decode(asked, type=Recipe)
     code = [*recipe.path, *(each for name, base in recipe.modules for each in (base, Path(base, name).parent)), *_PYTHON]
     shelter = Shelter(recipe.hidden, code, recipe.key)  # first: once there are threads, the kernel lets none in
+    die_with_parent(_ORPHANED)  # again: with another user namespace it is forgotten
     try:
         app = _make(recipe)
         notes = check(shelter.means, app.functions.values())
@@ -62,7 +63,7 @@ def main(descriptor: int) -> None:
     gc.collect()
     gc.freeze()  # else each environment's collector would copy what they all share
     control.sendall(frame(Told(0, notes=notes, groups=shelter.memory)))
-    _Template(control, app, shelter).run()
+    _Template(control, router, app, shelter).run()
 
 
 def _make(recipe: Recipe) -> Collected:
@@ -89,8 +90,9 @@ def _why(error: BaseException) -> str:
 
 
 class _Template:
-    def __init__(self, control: socket.socket, app: Collected, shelter: Shelter) -> None:
+    def __init__(self, control: socket.socket, router: int, app: Collected, shelter: Shelter) -> None:
         self._control = control
+        self._router = router
         self._shelter = shelter
         self._app = app
         self._pids: dict[int, int] = {}  # of living environments, by number
@@ -99,9 +101,9 @@ class _Template:
             end.setblocking(False)
 
     def run(self) -> None:
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        for number in (_ORPHANED, signal.SIGTERM):  # from here on the end of the line says that the router has gone
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGCHLD, _ORPHANED):
+            signal.signal(number, lambda number, frame: None)
         signal.set_wakeup_fd(self._waker.fileno())
         try:
             self._obey()
@@ -113,7 +115,8 @@ class _Template:
     def _obey(self) -> None:
         frames = Frames()
         descriptors: list[int] = []
-        while True:
+        # What the router has forked may hold the other end of the line: so that need not end when the router does.
+        while os.getppid() == self._router:
             ready, _, _ = select.select([self._control, self._woken], [], [], self._shelter.tidy(self._pids.values()))
             if self._woken in ready:
                 with suppress(BlockingIOError):
@@ -167,13 +170,14 @@ class _Template:
                     enter(setup.network)
                 os.environ.update(setup.variables)
                 os.environ.update(self._confine(number, asked))
-                function, ends = self._app.functions[setup.function], (line, socket.socket(fileno=tokens), answers)
+                function = self._app.functions[setup.function]
+                ends = line, socket.socket(fileno=tokens), answers, Channel(socket.socket(fileno=calls))
                 if function.foreign:
                     from eventrouter.runtimes.foreign import serve as serve_foreign  # noqa: PLC0415 - the template has it when it's needed
 
                     serve_foreign(function, *ends)
                 else:
-                    serve(setup, self._app, *ends, Channel(socket.socket(fileno=calls)))
+                    serve(setup, self._app, *ends)
             code = 0
         except OSError:  # the router is gone
             pass
@@ -211,4 +215,4 @@ def _kill(pid: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -114,7 +114,7 @@ def from_typed(result: Any) -> web.Response | Plain:
     if type(result) is dict:  # the usual case
         return Plain(msgspec.json.encode(result))
     if isinstance(result, Response):
-        answer = _body(result.body, headers(result.headers))
+        answer = _body(result.body, typed_headers(result))
         answer.set_status(status_of(result.status))
         return answer
     if result is None:
@@ -162,6 +162,15 @@ def headers(given: Mapping[str, Any]) -> CIMultiDict[str]:
         if not _NAME.fullmatch(name) or _UNFIT.search(text):
             raise ValueError(f"header {name!r}: {text!r} can't be sent: no line breaks, and names are letters, digits and dashes")
         said.add(name, text)
+    return said
+
+
+def typed_headers(response: Response) -> CIMultiDict[str]:
+    """As `headers`, of an answer whose headers may be lists."""
+    said: CIMultiDict[str] = CIMultiDict()
+    for name, value in response.headers.items():
+        for each in value if isinstance(value, list) else (value,):
+            said.extend(headers({name: each}))
     return said
 
 
