@@ -443,6 +443,7 @@ def acts(place: Place) -> list[tuple[str, Any, str]]:
 @pytest.mark.parametrize("served", [False, True])
 def test_what_is_done_with_secrets_is_in_the_audit_log_and_no_value_is(tmp_path: Path, served: bool) -> None:
     (tmp_path / "app.py").write_text("from eventrouter import on\n\n@on()\nasync def f() -> None: ...\n")
+    (tmp_path / "eventrouter.toml").write_text("[http]\nport = 0\n")
     with Place(tmp_path) as place:
         if served:
             place.serve()
