@@ -236,7 +236,7 @@ async def test_a_streamed_answer_goes_out_as_it_is_written(tmp_path: Path) -> No
     tables = "".join(
         table(name, "nodejs", tmp_path, f"index.{name}", timeout=60) + f'on = [{{ http = "GET /{name}" }}]\n' for name in names
     )
-    async with app_of(tmp_path, f"[http]\nport = 0\n{tables}") as app, ClientSession(url_of(app)) as session:
+    async with app_of(tmp_path, tables) as app, ClientSession(url_of(app)) as session:
         async with session.get("/made", params={"file": str(tmp_path / "made")}) as answer:
             assert (answer.status, answer.headers["x-a"]) == (201, "b")
             assert answer.headers.getall("Set-Cookie") == ["a=1", "b=2"]
