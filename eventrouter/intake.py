@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import compress
 from operator import attrgetter
 from typing import Final
@@ -346,9 +345,11 @@ class Intake:
         for claim in claims:
             if claim.hint is None and not claim.deaths and ATTRIBUTE not in (event := claim.event).attributes:
                 for name, found, accepts in self._plans.get(event.source, _NO_PLANS).get(event.subject, ()):
-                    with suppress(Exception):  # of a plugin's trigger: `rebind` meets it again, and the event ends of it
+                    try:
                         if name == lane.name and (accepts is None or accepts(event)):
                             claim.hint = found
+                    except Exception:  # noqa: S112 - of a plugin's trigger: `rebind` meets it again, and the event ends of it
+                        continue
 
     def rebind(self, lane: Lane, event: Event) -> Found | None:
         """Which of the lane's triggers an event is for, and its captures, when the journal has forgotten; None: none any more."""
