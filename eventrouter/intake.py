@@ -342,14 +342,20 @@ class Intake:
 
     def recall(self, lane: Lane, claims: Sequence[Claim]) -> None:
         """Say of those that come from the file what they are for, if it is known what all events of their subject are for."""
+        source, plans = "", _NO_PLANS
         for claim in claims:
-            if claim.hint is None and not claim.deaths and ATTRIBUTE not in (event := claim.event).attributes:
-                for name, found, accepts in self._plans.get(event.source, _NO_PLANS).get(event.subject, ()):
-                    try:
-                        if name == lane.name and (accepts is None or accepts(event)):
-                            claim.hint = found
-                    except Exception:  # noqa: S112 - of a plugin's trigger: `rebind` meets it again, and the event ends of it
-                        continue
+            event = claim.event
+            if claim.hint is not None or claim.deaths or ((of := event.attributes) is not NOTHING and ATTRIBUTE in of):
+                continue
+            if event.source != source:
+                source = event.source
+                plans = self._plans.get(source, _NO_PLANS)
+            try:
+                for name, found, accepts in plans.get(event.subject, ()):
+                    if name == lane.name and (accepts is None or accepts(event)):
+                        claim.hint = found
+            except Exception:  # noqa: S112 - of a plugin's trigger: `rebind` meets it again, and the event ends of it
+                continue
 
     def rebind(self, lane: Lane, event: Event) -> Found | None:
         """Which of the lane's triggers an event is for, and its captures, when the journal has forgotten; None: none any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from operator import attrgetter
 from typing import Final
 
 from eventrouter.journal import segments
@@ -11,6 +12,7 @@ from eventrouter.journal.protocol import Claim
 
 FIRST_REFILL: Final = 64  # claims: few, so that the first work of a long backlog starts at once
 _REFILL: Final = 1024
+_SIZE: Final = attrgetter("size")
 
 State = tuple[int, int, int, list[Claim]]
 
@@ -66,7 +68,7 @@ class Backlog:
             bound = now if first is None else min(now, first)
             rows, after, later = database.take(self.function, self.after, bound, born, limit - len(found), room)
             found += rows
-            room -= sum(claim.size for claim in rows)
+            room -= sum(map(_SIZE, rows))
             if after is not None:
                 self.after = after
             elif first is None:
@@ -76,11 +78,18 @@ class Backlog:
                 until = inf if later is None else max(later, first)
                 self.spare, self.passed = segments.take(database, self.function, self.passed, born, limit - len(found), room, until)
         self.credit -= len(found)
-        self.held += sum(claim.size for claim in found)
+        self.held += sum(map(_SIZE, found))
         return found, None if self.waits else later
 
     def _use_spare(self, limit: int, room: int, found: list[Claim]) -> int:
         """What room is left."""
+        size: int = sum(map(_SIZE, self.spare))
+        if len(found) + len(self.spare) <= limit and size <= room:  # the usual case
+            for claim in self.spare:
+                claim.segment.spare = 0
+            found += self.spare
+            self.spare = []
+            return room - size
         used = 0
         for claim in self.spare:
             if len(found) == limit or (found and claim.size > room):

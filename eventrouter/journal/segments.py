@@ -149,9 +149,11 @@ def take(database: Database, function: str, after: int, born: float, limit: int,
         size, at = len(packed) // count, accepted + born
         database.segments[seq] = segment
         segment.spare = segment.done.count(0)
-        for number, event in enumerate(_events(packed, count), seq):
-            if not segment.done[number - seq]:
-                claims.append(Claim(function, event, None, None, 0, None, 0, at, 0, False, number, size, -1, False, segment))
+        claims += [
+            Claim(function, event, None, None, 0, None, 0, at, 0, False, number, size, -1, False, segment)
+            for number, event in enumerate(_events(packed, count), seq)
+            if done is None or not done[number - seq]
+        ]
     rows.close()
     return claims, after
 
