@@ -25,8 +25,18 @@ class BufferedClient(Client):
     """
 
     messages: list[Message]
+    _filled = 0  # bytes that could be taken in this turn
     _unread = b""
     _at = 0
+
+    def begin_turn(self) -> None:
+        """See `sated`."""
+        self._filled = len(self._unread) - self._at
+
+    @property
+    def sated(self) -> bool:
+        """Whether it has read enough for a turn of the loop: what may be held is seen between turns."""
+        return len(self.messages) >= TURN or self._filled >= _READ
 
     @property
     def unread(self) -> bool:
@@ -46,6 +56,7 @@ class BufferedClient(Client):
     def _fill(self) -> None:
         self._unread, self._at = b"", 0
         self._unread = super()._sock_recv(_READ)
+        self._filled += len(self._unread)
 
     def _packet_read(self) -> MQTTErrorCode:
         if self._in_packet["command"] == 0:  # not in the middle of one

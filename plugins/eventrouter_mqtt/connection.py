@@ -20,7 +20,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from eventrouter import Event, EventRouterError, Router
 from eventrouter.errors import JournalError
 from eventrouter_mqtt import Address, MqttConfig, topics
-from eventrouter_mqtt.client import TURN, BufferedClient, Message
+from eventrouter_mqtt.client import BufferedClient, Message
 
 _UNACKNOWLEDGED = 8192  # messages handed to the journal; more are left unread (mosquitto sends past Receive Maximum)
 _UNACKNOWLEDGED_BYTES = 32 * 1024 * 1024
@@ -308,7 +308,8 @@ class Connection:
     def _read(self) -> None:
         client = self._client
         self._heard += 1
-        while client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS and client.unread and len(client.messages) < TURN:
+        client.begin_turn()
+        while client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS and client.unread and not client.sated:
             pass
         if client.messages:
             messages, client.messages = client.messages, []
