@@ -50,8 +50,6 @@ class Accounts:
         self._of = {name: _account(function) for name, function in functions.items()}
         # Of requests, since they were last written: the figures of a `Usage`, then how many took one step, without error or cold start.
         self._sums: dict[tuple[int, str], list[int]] = {}
-        self._today: dict[str, list[int]] = {}  # those of the day that began at `dawn`
-        self._dawn = 0.0
         self._trail: list[bytes] = []
         self._waiting = 0  # bytes of them
         self._timer: Timer | None = None
@@ -108,8 +106,7 @@ class Accounts:
             return
         now, lasted = self._clock.time(), self._clock.monotonic() - began
         if self._step and type(outcome) is not Interrupted:
-            if (sums := self._today.get(function)) is None or not 0 <= now - self._dawn < _DAY:
-                sums = self._sums_today(now, function)
+            sums = self._sums_of(int(now // _DAY), function)
             if lasted < self._short and not init and type(outcome) is Succeeded:
                 sums[6] += 1
             else:
@@ -144,13 +141,6 @@ class Accounts:
         self._note(ledger.trail)
         self._later()
 
-    def _sums_today(self, now: float, function: str) -> list[int]:
-        day = int(now // _DAY)
-        if self._dawn != day * _DAY:
-            self._dawn, self._today = day * _DAY, {}
-        found = self._today[function] = self._sums_of(day, function)
-        return found
-
     def _sums_of(self, day: int, function: str) -> list[int]:
         found = self._sums.get((day, function))
         if found is None:
@@ -176,7 +166,7 @@ class Accounts:
             return
         usage = tuple(self._summed(day, self._of[name], *sums) for (day, name), sums in self._sums.items())
         ledger = Ledger(usage, b"".join(self._trail))
-        self._sums, self._today, self._trail, self._waiting = {}, {}, [], 0
+        self._sums, self._trail, self._waiting = {}, [], 0
         self._journal.books.enter(ledger).add_done_callback(lambda written: self._written(ledger, written))
 
     def _summed(

@@ -255,7 +255,7 @@ class Engine:
                     for claim in claims:
                         self.throttling.turn_away(lane, claim)
                 else:
-                    if claims[0].hint is None:
+                    if claims[0].hint is None or claims[-1].hint is None:
                         self.intake.recall(lane, claims)
                     lane.push(claims)
                     if not lane.starting and not lane.waiting:

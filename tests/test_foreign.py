@@ -205,7 +205,7 @@ const exists = async (file) => {
   while (!existsSync(file)) await new Promise((done) => setTimeout(done, 5));
 };
 exports.made = awslambda.streamifyResponse(async (event, stream) => {
-  const head = { statusCode: 201, headers: { "x-a": "b" }, cookies: ["a=1", "b=2"] };
+  const head = { statusCode: 201, headers: { "x-a": "b", "x-n": 1 }, cookies: ["a=1", "b=2"] };
   stream = awslambda.HttpResponseStream.from(stream, head);
   stream.write("one ");
   await exists(event.queryStringParameters.file);
@@ -238,7 +238,7 @@ async def test_a_streamed_answer_goes_out_as_it_is_written(tmp_path: Path) -> No
     )
     async with app_of(tmp_path, tables) as app, ClientSession(url_of(app)) as session:
         async with session.get("/made", params={"file": str(tmp_path / "made")}) as answer:
-            assert (answer.status, answer.headers["x-a"]) == (201, "b")
+            assert (answer.status, answer.headers["x-a"], answer.headers["x-n"]) == (201, "b", "1")
             assert answer.headers.getall("Set-Cookie") == ["a=1", "b=2"]
             assert await answer.content.readany() == b"one "
             (tmp_path / "made").touch()

@@ -201,6 +201,17 @@ async def test_a_streamed_answer_as_it_comes(rest: bytes, status: int | None, fa
         writer.close()
 
 
+async def test_a_streamed_answer_that_is_cut_off_amid_its_head() -> None:
+    async with served() as (api, ask, address):
+        seen = queue(api, streams=True)
+        await ask("GET", f"{PREFIX}/invocation/next")
+        host, _, port = address.partition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(STREAMED % (KIND, b"2\r\n{}\r\n"))
+        writer.close()
+        assert (await seen).error_type == "Runtime.TruncatedResponse"
+
+
 async def test_what_is_no_http_is_refused() -> None:
     async with served() as (_, ask, address):
         host, _, port = address.partition(":")

@@ -83,13 +83,6 @@ class Backlog:
 
     def _use_spare(self, limit: int, room: int, found: list[Claim]) -> int:
         """What room is left."""
-        size: int = sum(map(_SIZE, self.spare))
-        if len(found) + len(self.spare) <= limit and size <= room:  # the usual case
-            for claim in self.spare:
-                claim.segment.spare = 0
-            found += self.spare
-            self.spare = []
-            return room - size
         used = 0
         for claim in self.spare:
             if len(found) == limit or (found and claim.size > room):

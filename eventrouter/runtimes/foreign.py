@@ -136,12 +136,12 @@ class _Environment:
         """Chunk by chunk, as the router takes them: how it ended."""
         self._channel.invocation = job.id
         try:
-            await self._channel.call("", "begin", args=(answer.head,))
-            async for chunk in answer.chunks:
-                await self._channel.call("", "chunk", args=(chunk,))
-        except Closed:
-            await answer.chunks.aclose()
+            with suppress(Closed):
+                await self._channel.call("", "begin", args=(answer.head,))
+                async for chunk in answer.chunks:
+                    await self._channel.call("", "chunk", args=(chunk,))
         finally:
+            await answer.chunks.aclose()  # or the program would wait for ever for who takes the rest
             self._channel.invocation = None
         return answer.failed
 

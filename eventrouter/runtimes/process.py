@@ -57,7 +57,7 @@ class ProcessRuntime:
         self._namespaces = Namespaces({name: function.network for name, function in functions.items() if function.network is not None})
         self._environments: dict[int, Environment] = {}
         self._numbers = self._calls = 0
-        self._dispatching = self._built = False
+        self._dispatching = self._built = self._started = False
         self._looking: asyncio.TimerHandle | None = None
         self._seen: dict[int, Call] = {}  # what environments ran that have more waiting, at the last look
         self._template: Template | None = None
@@ -72,7 +72,9 @@ class ProcessRuntime:
 
     def start(self) -> None:
         """Take this context for what isn't an invocation's."""
-        self._context = contextvars.copy_context()
+        self._context, self._started = contextvars.copy_context(), True
+        if self._template is not None:
+            self._refill()
 
     async def ready(self) -> None:
         """The app is loaded. Raises ConfigError when it can't be."""
@@ -479,7 +481,8 @@ class ProcessRuntime:
         for note in template.notes:
             log.warning("%s", note, extra={"action": "limits.missing"})
         self._template = template
-        self._refill()
+        if self._started:  # else what is to be kept warm would be started outside of its context
+            self._refill()
         return ""
 
     def _template_died(self) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import base64
 import re
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -50,7 +50,7 @@ class Invocation(msgspec.Struct, frozen=True):
     streams: bool = False
 
 
-Head = tuple[int, dict[str, str | list[str]]]
+Head = tuple[Any, dict[str, Any]]  # which who answers has to check
 
 
 class Streamed:
@@ -211,10 +211,20 @@ class RuntimeApi:
             await talk.body()  # else the connection could not be used again
 
     async def _whole(self, talk: _Talk) -> bytes:
-        try:
+        with self._truncates():
             return await talk.body()
+
+    @contextmanager
+    def _truncates(self, answer: Streamed | None = None) -> Iterator[None]:
+        """A connection that ends here ends amid the answer; answer: what has gone out of it."""
+        try:
+            yield
         except (ConnectionError, h11.RemoteProtocolError) as error:
-            self._end_answer(Failed("Runtime.TruncatedResponse", f"the connection ended amid the answer: {error}"))
+            failed = Failed("Runtime.TruncatedResponse", f"the connection ended amid the answer: {error}")
+            if answer is None:
+                self._end_answer(failed)
+            else:
+                answer.failed = failed
             raise
 
     async def _answered(self, talk: _Talk, kind: str) -> Reply:
@@ -231,10 +241,11 @@ class RuntimeApi:
         head: Head = (200, {"Content-Type": kind or "application/octet-stream"})
         rest = b""
         if kind.startswith(_HTTP_ANSWER):
-            async for piece in talk.pieces():
-                rest += piece
-                if _HTTP_HEAD_ENDS in rest or len(rest) > _CHUNK:
-                    break
+            with self._truncates():
+                async for piece in talk.pieces():
+                    rest += piece
+                    if _HTTP_HEAD_ENDS in rest or len(rest) > _CHUNK:
+                        break
             told, _, rest = rest.partition(_HTTP_HEAD_ENDS)
             try:
                 head = _http_head(told)
@@ -244,16 +255,14 @@ class RuntimeApi:
         answer = Streamed(head)
         self._end_answer(answer)
         try:
-            with suppress(Closed):
-                if rest:
-                    await answer.chunks.put(rest)
-                async for piece in talk.pieces():
-                    await answer.chunks.put(piece)
-            await talk.body()  # of which nobody takes the rest
+            with self._truncates(answer):
+                with suppress(Closed):
+                    if rest:
+                        await answer.chunks.put(rest)
+                    async for piece in talk.pieces():
+                        await answer.chunks.put(piece)
+                await talk.body()  # of which nobody takes the rest
             answer.failed = talk.failed(b"")
-        except (ConnectionError, h11.RemoteProtocolError) as error:
-            answer.failed = Failed("Runtime.TruncatedResponse", f"the connection ended amid the answer: {error}")
-            raise
         finally:
             answer.chunks.end(None)
         return _OK
@@ -361,15 +370,17 @@ def _value(body: bytes) -> Any:
 
 
 class _HttpHead(msgspec.Struct, rename="camel"):
-    status_code: int = 200
-    headers: dict[str, str] = {}
-    cookies: list[str] = []
+    status_code: Any = 200
+    headers: dict[str, Any] | None = None
+    multi_value_headers: dict[str, list[Any]] | None = None
+    cookies: list[str] | None = None
 
 
 def _http_head(told: bytes) -> Head:
     """Raises ValueError."""
-    head = msgspec.json.decode(told, type=_HttpHead, strict=False)
-    return head.status_code, {**head.headers, **({"Set-Cookie": head.cookies} if head.cookies else {})}
+    head = msgspec.json.decode(told, type=_HttpHead)
+    said = {**(head.headers or {}), **(head.multi_value_headers or {})}
+    return head.status_code, said | ({"Set-Cookie": head.cookies} if head.cookies else {})
 
 
 def _http_answer(body: bytes) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from math import ceil
@@ -114,7 +114,7 @@ def from_typed(result: Any) -> web.Response | Plain:
     if type(result) is dict:  # the usual case
         return Plain(msgspec.json.encode(result))
     if isinstance(result, Response):
-        answer = _body(result.body, typed_headers(result))
+        answer = _body(result.body, headers(result.headers, lists=True))
         answer.set_status(status_of(result.status))
         return answer
     if result is None:
@@ -141,19 +141,17 @@ def from_lambda(result: Any, infer: bool) -> web.Response | Plain:
         if not isinstance(values, list):
             raise ValueError(f"multiValueHeaders: {name}: {values!r} is no list")
         said.popall(name, None)
-        for value in values:
-            said.extend(headers({name: value}))
-    for cookie in result.get("cookies") or ():
-        said.extend(headers({"Set-Cookie": cookie}))
+        said.extend(headers({name: values}, lists=True))
+    said.extend(headers({"Set-Cookie": list(result.get("cookies") or ())}, lists=True))
     if data:
         said.setdefault("Content-Type", TEXT)
     return web.Response(body=data, status=status_of(result["statusCode"]), headers=said)
 
 
-def headers(given: Mapping[str, Any]) -> CIMultiDict[str]:
-    """Headers that can be sent. Raises ValueError for names and values that can't."""
+def headers(given: Mapping[str, Any], *, lists: bool = False) -> CIMultiDict[str]:
+    """Headers that can be sent. lists: one of them is as many headers. Raises ValueError for names and values that can't."""
     said: CIMultiDict[str] = CIMultiDict()
-    for name, value in given.items():
+    for name, value in _each(given) if lists else given.items():
         if value is None or name.lower() in _OURS:
             continue
         if isinstance(value, dict | list):
@@ -165,13 +163,13 @@ def headers(given: Mapping[str, Any]) -> CIMultiDict[str]:
     return said
 
 
-def typed_headers(response: Response) -> CIMultiDict[str]:
-    """As `headers`, of an answer whose headers may be lists."""
-    said: CIMultiDict[str] = CIMultiDict()
-    for name, value in response.headers.items():
-        for each in value if isinstance(value, list) else (value,):
-            said.extend(headers({name: each}))
-    return said
+def _each(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in given.items():
+        if isinstance(value, list):
+            for each in value:
+                yield name, each
+        else:
+            yield name, value
 
 
 def _table(result: Mapping[str, Any], field: str) -> Mapping[str, Any]:

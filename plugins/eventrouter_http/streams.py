@@ -11,7 +11,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from eventrouter import Response
-from eventrouter_http.answers import BINARY, TEXT, status_of, typed_headers
+from eventrouter_http.answers import BINARY, TEXT, headers, status_of
 from eventrouter_http.connections import Connection
 
 EVENTS = "text/event-stream"
@@ -63,7 +63,7 @@ class Stream:
         said: CIMultiDict[str] = CIMultiDict()
         status = 200
         if isinstance(result, Response):
-            said, status = typed_headers(result), status_of(result.status)
+            said, status = headers(result.headers, lists=True), status_of(result.status)
             await self._begin(status, said)
         lines = said.get("Content-Type", "").startswith(EVENTS)
         if self._request.method == "HEAD":

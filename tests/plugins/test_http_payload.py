@@ -230,6 +230,16 @@ async def test_a_typed_answer_can_not_break_the_head(tmp_path: Path) -> None:
         assert (await ask("GET /?to=a%0d%0aSet-Cookie:%20b")).status == 500
 
 
+async def test_a_header_that_is_a_list_is_sent_several_times(tmp_path: Path) -> None:
+    @on(http("GET /"))
+    async def handler() -> Response:
+        return Response("made", headers={"Set-Cookie": ["a=1", "b=2"], "X-One": "1"})
+
+    async with serving(tmp_path, handler) as ask:
+        answer = await ask("GET /")
+    assert (answer.headers.getall("Set-Cookie"), answer.headers["X-One"]) == (["a=1", "b=2"], "1")
+
+
 def test_what_is_no_payload() -> None:
     with pytest.raises(ConfigError, match='payload=\'3\'; API Gateway knows "2.0" and "1.0"'):
         http("GET /", payload="3")  # type: ignore[arg-type]
