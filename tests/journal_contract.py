@@ -436,6 +436,19 @@ class JournalContract:
         (one,) = await self.claims(journal, 1)
         assert (one.attempts, clock.monotonic() - one.born) == (1, 61)
 
+    async def test_what_came_later_is_later_however_the_clock_trembles(self, make: Callable[..., Journal], clock: ManualClock) -> None:
+        journal = make(archive=60)
+        await journal.open()
+        for n in range(10):
+            await journal.accept(entries("f", n))
+            clock.advance(0.001)
+            clock.set(0.02 if n % 2 else -0.02)
+        if self.lasting:
+            assert await self.archived(journal) == [*range(10)]
+        journal.want("f", 10)
+        assert numbers(await self.claims(journal, 10)) == [*range(10)]
+        await journal.close()
+
     # Dead letters
 
     async def bury(self, journal: Journal, function: str, n: int, decision: Dead = DEAD) -> None:

@@ -54,7 +54,7 @@ async def isolated(folder: Path, toml: str = "", clock: Clock | None = None) -> 
 def lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # that, when it goes between the opening and the reading
         return False
 
 

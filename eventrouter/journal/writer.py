@@ -184,15 +184,16 @@ class Writer(Thread):
         self._hungry: dict[Backlog, None] = {}  # those with credit that may have a backlog
         self._sated: dict[Backlog, None] = {}  # ... but so many bytes in memory that they must wait
         self._before: dict[Backlog, State] = {}  # as they were before this transaction
-        self._now = self._monotonic = self._latest = 0.0
+        self._offset = self._monotonic = 0.0  # of the wall clock from the monotonic one, and that at this commit
         self._left = 0
         self._looked = float("-inf")
         self._pressure = ""
 
     def run(self) -> None:
         try:
-            self._now, self._monotonic = self._clock.time(), self._clock.monotonic()
-            recovered = self._database.open(self._now, self._running)
+            now = self._clock.time()
+            self._offset = now - self._clock.monotonic()
+            recovered = self._database.open(now, self._running)
         except Exception as error:
             self._tell(self._opened_or_not, None, error)
             return
@@ -221,7 +222,7 @@ class Writer(Thread):
         failed = closed = False
         while not closed:
             commit = self._gather(kept, wait=failed or not self._hungry)
-            now, monotonic = self._now, self._monotonic
+            offset = self._offset
             try:
                 with self._database.transaction():
                     if failed:
@@ -229,7 +230,7 @@ class Writer(Thread):
                     self._write(commit)
             except JournalError as error:
                 commit.error = error
-                self._now, self._monotonic = now, monotonic
+                self._offset = offset
                 self._undo(commit)
             failed = commit.error is not None
             kept = commit.settled if failed else []
@@ -344,7 +345,7 @@ class Writer(Thread):
             batch.ended += 1
         else:
             if segment is not None:
-                at = claim.born + self._now - self._monotonic
+                at = claim.born + self._offset
                 batch.moved += (claim.seq, RUNNING, claim.function, at, operation.packed, None)
             getattr(batch, operation.into).append(operation.row)
         if claim.key is not None:
@@ -356,7 +357,7 @@ class Writer(Thread):
             room = self._room(lane)
             if lane.credit > 0 and room > 0:
                 self._remember(lane)
-                found, due = lane.take(self._database, now, self._monotonic - self._now, room)
+                found, due = lane.take(self._database, now, -self._offset, room)
                 commit.claims += found
                 if due is not None:
                     commit.timers.append((lane.function, due))
@@ -374,7 +375,7 @@ class Writer(Thread):
         delayed: list[tuple[float, int]] = []
         whole: list[tuple[Segment, float]] = []
         for accept in accepts:
-            at = accept.born + self._now - self._monotonic
+            at = accept.born + self._offset
             for seq in repeats.intersection(range(accept.first, accept.first + len(accept.claims))) if repeats else ():
                 accept.answer[seq - accept.first] = False
             for segment, claims, packed in accept.parts:
@@ -458,7 +459,7 @@ class Writer(Thread):
 
     def _archive(self, accepts: list[Accept], now: float) -> None:
         rows = [
-            (claim.seq, accept.born + self._now - self._monotonic, claim.function, packed)
+            (claim.seq, accept.born + self._offset, claim.function, packed)
             for accept in accepts
             for segment, (claim, *_), packed in accept.parts
             if segment is None  # there are no others as long as events are archived
@@ -502,7 +503,7 @@ class Writer(Thread):
         for accept in accepts:
             if not accept.natural:
                 continue
-            at = accept.born + self._now - self._monotonic
+            at = accept.born + self._offset
             for claim in accept.claims:
                 if claim.event.dedupe and dedupe:
                     keys += (claim.event.source, claim.event.id, claim.function, claim.seq, at)
@@ -548,16 +549,18 @@ class Writer(Thread):
             self._go_back(lane)
 
     def _time(self, commit: Commit) -> float:
-        """The clock's time; when it was set, first what waits is set with it, or it would be too old, or wait too long."""
-        now, monotonic = self._clock.time(), self._clock.monotonic()
-        step = (now - self._now) - (monotonic - self._monotonic)
+        """The clock's time; when it was set, first what waits is set with it, or it would be too old, or wait too long.
+
+        By less than that the two clocks always differ, as they are not read at once: to follow it would put what comes
+        later before what came sooner. So this goes on evenly, and never back.
+        """
+        self._monotonic = self._clock.monotonic()
+        step = self._clock.time() - self._monotonic - self._offset
         if abs(step) > CLOCK_STEP:
             self._database.shift(step)
             commit.step = step
             for lane in self._lanes.values():
                 lane.reached = 0.0
             self._wake_all()
-            self._latest = now
-        self._now, self._monotonic = now, monotonic
-        self._latest = max(self._latest, now)  # after a small step back, what was accepted a moment ago is not in the future
-        return self._latest
+            self._offset += step
+        return self._monotonic + self._offset
