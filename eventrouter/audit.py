@@ -318,8 +318,8 @@ def _matching(page: Sequence[Block], wanted: Query, open_acts: dict[str, dict[st
     """Of these, what is asked for; of acts whose end has not been seen, whatever their outcome. open_acts: those, by id."""
     found = []
     for block in page:
-        for number, (record, chain) in enumerate(zip(block.records, block.hashes, strict=True), block.first):
-            row = msgspec.json.decode(record)
+        rows = _rows(block.records)
+        for number, (row, chain) in enumerate(zip(rows, block.hashes, strict=True), block.first):
             if row[0] == "e":
                 if (act := open_acts.pop(row[2], None)) is not None:
                     _end(act, row)
@@ -332,6 +332,23 @@ def _matching(page: Sequence[Block], wanted: Query, open_acts: dict[str, dict[st
             elif _ended_so(made := _invocation(number, chain, row), wanted.outcome):
                 found.append(made)
     return found
+
+
+def _rows(records: Sequence[bytes]) -> list[Any]:
+    """What a commit's records say; of each of a series the same as of an attempt by itself (`accounts` has both shapes)."""
+    rows: list[Any] = msgspec.json.decode(b"[%b]" % b",".join(records))
+    since, ended, name, memory = 0.0, 0.0, "", 0
+    for place, row in enumerate(rows):
+        if row[0] == "s":
+            _, began, source, event, id, attempts, since, ended, name, memory = row
+        elif isinstance(row[0], str):
+            continue
+        else:
+            began, source, event, id, attempts = row
+        goes_on = place + 1 < len(rows) and not isinstance(rows[place + 1][0], str)
+        took = (rows[place + 1][0] if goes_on else ended) - began
+        rows[place] = ["i", int((since + began) * 1000), int(took * 1e6), name, memory, "", source, event, id, attempts + 1, 1]
+    return rows
 
 
 def _fits(row: Sequence[Any], wanted: Query) -> bool:
