@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -46,13 +47,16 @@ class Accounts:
     def __init__(self, functions: Mapping[str, Function], journal: Journal, clock: Clock, step: int = 0, *, records: bool = False) -> None:
         self._journal = journal
         self._clock = clock
+        self._monotonic = clock.monotonic
         self._step = step
         self.billed = step or STEP  # what reports round to, metered or not
         self._short = step / 1000 - _LEAST  # seconds of what is billed as one step, however it is rounded
         self._records = records
         self._of = {name: _account(function) for name, function in functions.items()}
-        # Of requests, since they were last written: the figures of a `Usage`, then how many took one step, without error or cold start.
+        # Of requests, since they were last written.
         self._sums: dict[tuple[int, str], list[int]] = {}
+        self._usual = defaultdict[str, int](int)  # how many took one step, without error or cold start: of `_day`, which ends at `_until`
+        self._day, self._until = 0, 0.0
         self._trail: list[bytes] = []
         self._waiting = 0  # bytes of them
         self._timer: Timer | None = None
@@ -83,7 +87,7 @@ class Accounts:
         slot.began = slot.init = 0.0
         if not began or not (self._step or self._records):
             return None
-        ended, now = self._clock.monotonic(), self._clock.time()
+        ended, now = self._monotonic(), self._clock.time()
         of, took = self._of[function], int((ended - began) * 1e6)
         usage: tuple[Usage, ...] = ()
         if self._step and type(outcome) is not Interrupted:  # the router's doing
@@ -103,20 +107,21 @@ class Accounts:
         slot.began = slot.init = 0.0
         if not began or not (self._step or self._records):
             return
-        now, lasted = self._clock.time(), self._clock.monotonic() - began
-        if self._step and type(outcome) is not Interrupted:
-            sums = self._sums_of(int(now // _DAY), function)
-            if lasted < self._short and not init and type(outcome) is Succeeded:
-                sums[6] += 1
-            else:
-                billed = self._steps(int(lasted * 1e6)) * self._step
-                sums[0] += 1
-                sums[1] += type(outcome) is not Succeeded
-                sums[3] += billed
-                sums[4] += billed * self._of[function].memory
-                sums[5] += int(init * 1000)
+        ended = self._monotonic()
+        lasted = ended - began
+        if lasted < self._short and type(outcome) is Succeeded and not init and ended < self._until:
+            self._usual[function] += 1
+        elif self._step and type(outcome) is not Interrupted:
+            sums = self._sums_of(int(self._clock.time() // _DAY), function)
+            billed = self._steps(int(lasted * 1e6)) * self._step
+            sums[0] += 1
+            sums[1] += type(outcome) is not Succeeded
+            sums[3] += billed
+            sums[4] += billed * self._of[function].memory
+            sums[5] += int(init * 1000)
         if self._records:
-            self._note(self._record(self._of[function], event, id, now - lasted, int(lasted * 1e6), _error(outcome), 1))
+            at = self._clock.time() - lasted
+            self._note(self._record(self._of[function], event, id, at, int(lasted * 1e6), _error(outcome), 1))
         if self._timer is None:
             self._later()
 
@@ -143,7 +148,7 @@ class Accounts:
     def _sums_of(self, day: int, function: str) -> list[int]:
         found = self._sums.get((day, function))
         if found is None:
-            found = self._sums[day, function] = [0] * 7
+            found = self._sums[day, function] = [0] * 6
         return found
 
     def _note(self, trail: bytes) -> None:
@@ -161,18 +166,20 @@ class Accounts:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._until = 0.0
+        for name, count in self._usual.items():
+            sums = self._sums_of(self._day, name)
+            billed = count * self._step
+            sums[0] += count
+            sums[3] += billed
+            sums[4] += billed * self._of[name].memory
+        self._usual.clear()
         if not self._sums and not self._trail:
             return
-        usage = tuple(self._summed(day, self._of[name], *sums) for (day, name), sums in self._sums.items())
+        usage = tuple(Usage(day, name, self._of[name].tags, *sums) for (day, name), sums in self._sums.items())
         ledger = Ledger(usage, b"".join(self._trail))
         self._sums, self._trail, self._waiting = {}, [], 0
         self._journal.books.enter(ledger).add_done_callback(lambda written: self._written(ledger, written))
-
-    def _summed(
-        self, day: int, of: _Of, invocations: int, errors: int, throttles: int, billed: int, memory: int, init: int, usual: int
-    ) -> Usage:
-        steps = usual * self._step
-        return Usage(day, of.name, of.tags, invocations + usual, errors, throttles, billed + steps, memory + steps * of.memory, init)
 
     def _written(self, ledger: Ledger, written: Any) -> None:
         error = None if written.cancelled() else written.exception()
@@ -184,6 +191,8 @@ class Accounts:
     def _later(self) -> None:
         if self._timer is None:
             self._timer = self._clock.call_later(_EVERY, self._due)
+            day, into = divmod(self._clock.time(), _DAY)
+            self._day, self._until = int(day), self._monotonic() + _DAY - into
 
     def _due(self) -> None:
         self._timer = None

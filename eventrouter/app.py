@@ -9,7 +9,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -311,9 +311,9 @@ class App:
             stack, self._stack = self._stack, None
             await stack.aclose()
 
-    async def run_now(self, name: str, event: Event, parameters: Mapping[str, str]) -> Outcome:
+    def run_now(self, name: str, event: Event, parameters: Mapping[str, str]) -> Coroutine[Any, Any, Outcome]:
         """Invoke a function directly. Raises ConfigError when there is none of that name, Throttled."""
-        return await self.engine.invoke(self.lane(name), None, event, parameters)
+        return self.engine.invoke(self.lane(name), None, event, parameters)
 
     def decrypt(self, function: Function, value: str) -> str:
         """What `context.decrypt` gives a function. Raises SecretError, AccessDenied."""

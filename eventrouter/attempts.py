@@ -183,6 +183,9 @@ class Attempts:
             left = Interrupted() if slot.interrupted else TimedOut(lane.policy.timeout, ended=slot.request)
             _rest(slot)
             return left
+        if slot.error is None and not slot.expired:
+            slot.deadline = inf
+            return Succeeded(slot.result)
         return self._ended(lane, binder, slot)
 
     async def run(
@@ -238,10 +241,10 @@ class Attempts:
         if log is not None and log.id == id:  # somebody waits for it
             return log
         return (
-            Log(function.name, id, function.memory, self._monotonic, logged=True, step=self._step) if function.logs and wanted() else None
+            Log(function.name, id, function.memory, self._monotonic, logged=True, step=self._step) if wanted() and function.logs else None
         )
 
-    async def _isolated(
+    def _isolated(
         self,
         lane: Lane,
         binder: Binder | Bound,
@@ -250,18 +253,18 @@ class Attempts:
         id: str,
         slot: Slot,
         stream: Stream | None,
-    ) -> Any:
-        """Run it in an environment. The time-out counts from when it has one; an event may wait for that as long as for anything."""
+    ) -> Coroutine[Any, Any, Any]:
+        """What runs it in an environment. The time-out counts from when it has one; an event may wait for that as long as for anything."""
         policy = lane.policy
         if not slot.request:
             slot.deadline = self._monotonic() + policy.max_age
         elif lane.function.foreign:
             slot.deadline += INIT  # other languages are not ready in a moment, and no time-out should have to be as long as that
 
-        def started(init: float) -> None:
+        def started(init: float, now: float) -> None:
             slot.init = init
-            slot.began = self._monotonic()
-            deadline = slot.deadline = slot.began + policy.timeout
+            slot.began = now
+            deadline = slot.deadline = now + policy.timeout
             if deadline < self.sweeper.next:
                 self.sweeper.schedule(deadline)
 
@@ -271,7 +274,7 @@ class Attempts:
         else:
             job = Job(id, binder.number, [(event.pack(), dict(captures), event.attempt)], policy.timeout, batch=False)
         assert self._processes is not None
-        return await self._processes.run(lane.function.name, job, started, self._log(lane.function, id), stream)
+        return self._processes.run(lane.function.name, job, started, self._log(lane.function, id), stream)
 
     async def _call(
         self,

@@ -90,6 +90,7 @@ class Engine:
         self._left: dict[asyncio.Task[None], set[str]] = {}  # what runs on though it was left, and the keys that it holds
         self._before = gc.get_threshold(), sys.getswitchinterval()
         self._stopping = False
+        self._spare: list[Slot] = []  # of requests
         self._idle = asyncio.Event()
         reserved = {name: f.policy.concurrency for name, f in functions.items() if f.policy.concurrency is not None}
         account = Account(concurrency, reserved, len(functions))
@@ -158,6 +159,8 @@ class Engine:
             task.cancel()
         if self._workers:
             await asyncio.wait(self._workers)
+        while self._spare:
+            self._spare.pop().close()
         try:
             await self._attempts.close()
         finally:
@@ -199,18 +202,26 @@ class Engine:
         self._settlement.admit(lane, event, captures, id)
         task = asyncio.current_task()
         assert task is not None
-        slot = Slot(task, function.name, request=True)
+        if self._spare:
+            slot = self._spare.pop()
+            slot.reuse(task, function.name)
+        else:
+            slot = Slot(task, function.name, request=True)
         self._sweeper.slots.add(slot)
         lane.active += 1
         if event.time is None:
             event.time = self._clock.time()
         set_cause((function.name, event))
         ledger: Ledger | None = None
+        outcome: Outcome | None = None
         try:
             if policy.batch is not None:
                 (outcome,), ledger = await self._attempt_batch(lane, trigger, [(event, captures)], id, slot)
             elif policy.idempotent is None:
-                outcome = await self._attempts.run(lane, function.binders[trigger], event, captures, id, 1, slot, stream)
+                binder, now = function.binders[trigger], self._clock.monotonic()
+                outcome = self._attempts.begin(lane, binder, event, captures, id, 1, slot, now, stream)
+                if outcome is None:
+                    outcome = await self._attempts.finish(lane, binder, slot)
             else:
                 outcome, note = await self._attempt_once(lane, policy.idempotent, (trigger, captures), event, id, 1, slot)
                 if note is not None:
@@ -219,8 +230,9 @@ class Engine:
             self._settlement.count_throttle(lane, event, id)
             raise
         finally:
+            slot.deadline = inf
             set_cause(outer)  # the task is the caller's
-            self._release(lane, slot)
+            self._release(lane, slot, ended=outcome is not None)
         self._settlement.count(lane, outcome)
         self.accounts.requested(function.name, event, id, slot, outcome, ledger)
         if type(outcome) is not Succeeded and not (isinstance(outcome, Failed) and outcome.final):
@@ -503,11 +515,17 @@ class Engine:
             self.journal.want(lane.name, lane.taken)
             lane.taken = 0
 
-    def _release(self, lane: Lane, slot: Slot) -> None:
-        """A worker or a request ends: its concurrency is free, at once or when what it left running has ended."""
+    def _release(self, lane: Lane, slot: Slot, *, ended: bool = False) -> None:
+        """A worker or a request ends: its concurrency is free, at once or when what it left running has ended.
+
+        ended: it is a request's, which came to its end.
+        """
         self._sweeper.slots.discard(slot)
         if slot.keeper is None:
-            slot.close()
+            if ended and slot.spare():
+                self._spare.append(slot)
+            else:
+                slot.close()
             self._free(lane)
         else:
             self._left.setdefault(slot.keeper, set())

@@ -36,7 +36,7 @@ class Pool:
 
     def take(self, active: int = 0) -> bool:
         """active: how many slots the function has."""
-        if self.free <= 0 or (self.free <= self._spare and active >= self._part):
+        if self.free <= self._spare and (self.free <= 0 or active >= self._part):
             return False
         self.free -= 1
         return True
@@ -44,6 +44,8 @@ class Pool:
     def give(self) -> None:
         """Return a slot; who waited longest for one is called first, until one takes it."""
         self.free += 1
+        if not self.waiting:
+            return
         for _ in range(len(self.waiting)):
             if self.waiting.popleft()():
                 break

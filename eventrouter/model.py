@@ -145,9 +145,10 @@ class Event(_Said, array_like=True, eq=False, gc=False, kw_only=True):
 
     def pack(self) -> bytes:
         """The event as bytes for a journal; `unpack` makes it again."""
-        attributes = self.attributes if isinstance(self.attributes, dict) else dict(self.attributes)
+        attributes = self.attributes if type(self.attributes) is dict else dict(self.attributes)
+        natural = self.natural and not self.id.startswith(_prefix)  # see `dedupe`
         # The first of its fields, in their order.
-        return _pack((self.source, self.type, self.subject, self.data, self.content_type, self.id, self.time, attributes, self.dedupe))
+        return _pack((self.source, self.type, self.subject, self.data, self.content_type, self.id, self.time, attributes, natural))
 
     @classmethod
     def unpack(cls, packed: bytes) -> Event:

@@ -3,6 +3,7 @@ import gc
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from eventrouter import (
     Depends,
     Event,
     Failed,
+    Outcome,
     Reject,
     Retry,
     Succeeded,
@@ -353,6 +355,50 @@ async def test_a_request_gets_its_answer_at_the_deadline_whatever_the_handler_do
         release.set()
         await until(lambda: lane.active == 0)
         assert await router.request(router.bindings[0], event("a")) == Succeeded("late")
+
+
+async def test_requests_have_nothing_of_those_before_them(tmp_path: Path, clock: ManualClock) -> None:
+    class Result:
+        pass
+
+    seen: ContextVar[str] = ContextVar("seen", default="")
+    results: weakref.WeakSet[Result] = weakref.WeakSet()
+
+    @on(local("a", mode="request"), timeout=5)
+    async def handler(payload: Any) -> tuple[str, Result]:
+        before, result = seen.get(), Result()
+        seen.set(payload)
+        results.add(result)
+        await asyncio.sleep(0)
+        if payload == "fails":
+            raise ValueError(payload)
+        if payload == "waits":
+            await asyncio.Event().wait()
+        return before, result
+
+    async with memory(tmp_path, handler, clock=clock) as app:
+        router, lane = app.sources["local"].router, app.engine.lanes["handler"]
+
+        def ask(payload: str) -> asyncio.Task[Outcome]:
+            return asyncio.create_task(router.request(router.bindings[0], event("a", payload)))  # type: ignore[arg-type]
+
+        for _ in range(2):
+            for outcome in await asyncio.gather(*(ask("works") for _ in range(3))):
+                assert isinstance(outcome, Succeeded)
+                assert outcome.result[0] == ""
+            assert isinstance(await ask("fails"), Failed)
+            late, left = ask("waits"), ask("waits")
+            await until(lambda: lane.active == 2)
+            await asyncio.sleep(0.01)
+            left.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await left
+            clock.advance(5)
+            assert await late == TimedOut(5)
+            assert lane.active == 0
+        del outcome, late, left
+        gc.collect()
+        assert not results
 
 
 async def test_request_outcomes_are_never_journalled(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ GRACE = 1.0  # seconds between two cancellations of a handler that goes on
 PATIENCE = 3  # cancellations, then it is abandoned
 
 
+_NOTHING: Final = contextvars.Context()
+
+
 class Slot:
     """Where a deadline stands while a task runs a handler.
 
@@ -52,6 +55,17 @@ class Slot:
         generator.send(None)
         self.step: Callable[[Any], Any] = generator.send
         self.throw: Callable[[BaseException], Any] = generator.throw
+
+    def reuse(self, task: asyncio.Task[Any], function: str) -> None:
+        """For another request. Making one costs as much as running a handler."""
+        self.task, self.function = task, function
+
+    def spare(self) -> bool:
+        """It is at rest; whether it may be used again."""
+        del self.task  # which has its result
+        self.result = self.waits_for = None
+        self.context = _NOTHING
+        return not (self.overran or self.expiries or self.interrupted)
 
     def close(self) -> None:
         """It is used no more. It would be garbage that only the collector finds."""

@@ -28,6 +28,9 @@ from eventrouter.runtimes.streams import Chunks
 _CHUNK: Final = 256 * 1024
 
 
+Started = Callable[[float, float], None]  # with the seconds that a cold start took, and the time, monotonic
+
+
 class NoEnvironment(asyncio.CancelledError):
     """The wait for an environment was given up; the handler has not begun."""
 
@@ -40,11 +43,11 @@ class HasFailed(Exception):
 
 
 class Call:
-    """An invocation. log: of what it prints. caller: it, as what it calls sees it. opened: with an answer in chunks, None: it has none."""
+    """An invocation. log: of what it prints. opened: with an answer in chunks, None: it has none."""
 
-    __slots__ = ("caller", "chunks", "context", "done", "environment", "id", "job", "log", "number", "opened", "started")
+    __slots__ = ("chunks", "context", "done", "environment", "id", "job", "log", "number", "opened", "started")
 
-    def __init__(self, number: int, job: Job, started: Callable[[float], None], log: Log | None) -> None:
+    def __init__(self, number: int, job: Job, started: Started, log: Log | None) -> None:
         loop = asyncio.get_running_loop()
         self.number = number  # in the order in which they came
         self.id = job.id
@@ -55,11 +58,14 @@ class Call:
         self.environment: Environment | None = None
         job.report = log is not None
         self.job = job
-        self.caller = Caller(self.context)
         if job.stream:
             self.chunks = Chunks()
             self.opened: asyncio.Future[Any] = loop.create_future()
-            self.caller = Caller(self.context, {"begin": self._open, "chunk": self.chunks.put})
+
+    @property
+    def caller(self) -> Caller:
+        """It, as what it calls sees it."""
+        return Caller(self.context, {"begin": self._open, "chunk": self.chunks.put} if self.job.stream else {})
 
     def end(self, answer: Answer) -> None:
         if self.log is not None:
@@ -72,9 +78,9 @@ class Call:
                 if not self.opened.done():
                     self.opened.set_result(None)
 
-    async def result(self) -> Any:
+    @staticmethod
+    def value(answer: Answer) -> Any:
         """What the handler returned. Raises HasFailed, PartialFailure."""
-        answer = await self.done
         if answer.failed is not None:
             raise HasFailed(answer.failed)
         if answer.kind == "partial":
@@ -85,17 +91,17 @@ class Call:
         return answer.value
 
     async def streamed(self, stream: Stream) -> Any:
-        """As `result`; if the handler answers in chunks, what `stream` makes of them."""
+        """As `value`; if the handler answers in chunks, what `stream` makes of them."""
         head = await self.opened
         if head is None:
-            return await self.result()
+            return self.value(await self.done)
         try:
             given = await stream(head)
         except Exception:
             await self.chunks.aclose()
             await self.done  # it has been told, and may have to close what it opened
             raise
-        await self.result()
+        self.value(await self.done)
         return given
 
     async def _open(self, head: tuple[int, dict[str, str]] | None) -> None:

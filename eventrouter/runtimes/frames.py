@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from eventrouter.runtimes.confine import Confinement
 LIMIT: Final = 64 * 1024 * 1024  # bytes of a frame
 _HEAD: Final = 4  # bytes of a frame's length
 _CHUNK: Final = 256 * 1024
+_length: Final = struct.Struct(">I").unpack_from
 
 
 class Recipe(msgspec.Struct, array_like=True):
@@ -180,13 +182,13 @@ class Frames:
     def _cut(data: bytes | bytearray) -> tuple[list[bytes], int]:
         """The whole frames, and where the rest begins."""
         found, start, size = [], 0, len(data)
-        while size - start >= _HEAD:
-            end = start + _HEAD + int.from_bytes(data[start : start + _HEAD], "big")
+        while (begin := start + _HEAD) <= size:
+            end = begin + _length(data, start)[0]
             if end > size:
-                if end - start > LIMIT + _HEAD:
+                if end - begin > LIMIT:
                     raise TooLarge
                 break
-            found.append(bytes(data[start + _HEAD : end]))
+            found.append(bytes(data[begin:end]))
             start = end
         return found, start
 

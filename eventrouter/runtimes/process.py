@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from eventrouter.lineage import set_cause
 from eventrouter.logs import Log
 from eventrouter.model import Event, Failed, Stream
 from eventrouter.runtimes.calls import Caller, Calls, Clients
-from eventrouter.runtimes.environments import Call, Crew, Environment, NoEnvironment
+from eventrouter.runtimes.environments import Call, Crew, Environment, NoEnvironment, Started
 from eventrouter.runtimes.forking import GRACE, Template, cause_of_death
 from eventrouter.runtimes.frames import Answer, Job, Order, Recipe, Told, TooLarge, frame
 from eventrouter.runtimes.netns import Namespaces
@@ -46,6 +46,7 @@ class ProcessRuntime:
 
     def __init__(self, clock: Clock, functions: Mapping[str, Function], recipe: Recipe, folder: Path, limit: int, clients: Clients) -> None:
         self._clock = clock
+        self._monotonic = clock.monotonic
         self._clients = clients
         self._recipe = recipe
         self._limit = limit
@@ -106,11 +107,10 @@ class ProcessRuntime:
             await template.close()
         await self._namespaces.close()
 
-    async def run(self, name: str, job: Job, started: Callable[[float], None], log: Log | None = None, stream: Stream | None = None) -> Any:
+    async def run(self, name: str, job: Job, started: Started, log: Log | None = None, stream: Stream | None = None) -> Any:
         """What the handler returned. Raises HasFailed, PartialFailure.
 
-
-        started: called when it begins, with the seconds that a cold start took. log: of what it prints. stream: see `Router.request`.
+        started: called when it begins. log: of what it prints. stream: see `Router.request`.
         Cancelled, it kills the environment and waits until it is gone. Raises NoEnvironment when it is cancelled before it has one.
         """
         crew = self._crews[name]
@@ -121,7 +121,7 @@ class ProcessRuntime:
         self._asking[crew] = None
         self._dispatch_soon()
         try:
-            return await (call.result() if stream is None else call.streamed(stream))
+            return call.value(await call.done) if stream is None else await call.streamed(stream)
         except asyncio.CancelledError:
             environment = call.environment
             if environment is not None and call in environment.ahead:
@@ -177,15 +177,15 @@ class ProcessRuntime:
         with suppress(OSError):
             environment.tokens.send(tokens)
         if environment.call is None:
-            self._begin(environment)
+            self._begin(environment, self._monotonic())
         if environment.ahead and self._looking is None:
             self._looking = asyncio.get_running_loop().call_later(_QUICK, self._look)
 
-    def _begin(self, environment: Environment) -> None:
+    def _begin(self, environment: Environment, now: float) -> None:
         """It goes on with the next of what it was sent."""
         call = environment.call = environment.ahead.popleft()
-        environment.since = self._clock.monotonic()
-        call.started(environment.init or 0.0)
+        environment.since = now
+        call.started(environment.init or 0.0, now)
         if call.log is not None:
             call.log.init = environment.init
             call.log.begin()
@@ -262,7 +262,7 @@ class ProcessRuntime:
 
     def _reap(self) -> None:
         self._reaper = None
-        now, earliest = self._clock.monotonic(), None
+        now, earliest = self._monotonic(), None
         for crew in self._crews.values():
             spare = crew.count - crew.minimum
             for environment in list(crew.idle):  # the one used longest ago first
@@ -290,7 +290,7 @@ class ProcessRuntime:
         tokens[0].setblocking(False)
         try:
             self._numbers += 1
-            environment = Environment(crew, self._numbers, jobs, tokens, answers, output, self._clock.monotonic())
+            environment = Environment(crew, self._numbers, jobs, tokens, answers, output, self._monotonic())
             jobs.setblocking(False)
             environment.calls = Calls(calls, self._clients, partial(self._caller, environment), partial(self._end, environment))
             self._environments[environment.number] = environment
@@ -337,23 +337,24 @@ class ProcessRuntime:
         if not environment.ready:
             environment.ready = True
             crew.starting -= 1
-            environment.init = self._clock.monotonic() - environment.began
+            environment.init = self._monotonic() - environment.began
         elif call is not None:
             environment.calls.give_up()  # what it hasn't waited for
             environment.call, environment.slow = None, False
-            crew.quick = self._clock.monotonic() - environment.since < _QUICK
+            now = self._monotonic()
+            crew.quick = now - environment.since < _QUICK
             if call.log is not None and self._template is not None:
                 # Its group counts what it has started, but not the pages that it shares with others.
                 answer.peak = max(self._template.peak(environment.number) or 0, answer.peak)
             call.end(answer)
             if environment.ahead:
-                self._begin(environment)
+                self._begin(environment, now)
 
     def _rests(self, environment: Environment) -> None:
         """It has nothing to do."""
         crew = environment.crew
         fresh = environment.init is not None
-        environment.since = self._clock.monotonic()
+        environment.since = self._monotonic()
         crew.idle.append(environment)
         if not fresh and self._must_make_room(crew):
             self._retire(environment)
