@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from benchmarks.harness import Measure, Result, compare
 from benchmarks.measure import fresh
 
-COUNT = 40_960
+COUNT = 163_840
 NOTHING = "[metering]\nenabled = false\n"
 METERED = ""
 AUDITED = "[audit]\ninvocations = true\n"

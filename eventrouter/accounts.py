@@ -27,9 +27,9 @@ _MOST: Final = 16 << 20  # bytes of records that wait for the journal
 # A record of the audit log is a JSON array. Of an attempt it says: "i" (an event's) or "r" (a request's), when it began (milliseconds since
 # 1970), how long it took (microseconds), whose it was, with how much memory (MB), its error ("": none), where from, the event's id, the
 # invocation's (its claim's number, or a text), which attempt it was, of how many events.
-# Of those that ran one after the other without error, when it began (monotonic seconds), where from, the event's id, the claim's number,
-# the attempts before it; and the first of them, with "s" before that, what is the same for all: the wall clock less the monotonic one, when
-# the last ended, whose they were, with how much memory.
+# A run of them, one after the other and without error, is one record: "s", how many, whose, with how much memory, the wall clock less the
+# monotonic one (seconds), when the last ended, and for each when it began (monotonic seconds), where from, the event's id, the claim's
+# number, the attempts before it.
 _encode_lines = msgspec.json.Encoder().encode_lines
 
 
@@ -73,9 +73,8 @@ class Accounts:
             ends.append(ended)
             steps = sum(self._steps(int((end - claim.began) * 1e6)) for claim, end in zip(claims, ends, strict=True))
         if self._records:
-            rows: list[Any] = [(claim.began, (event := claim.event).source, event.id, claim.seq, claim.attempts) for claim in claims]
-            rows[0] = ("s", *rows[0], now - ended, ended, of.name, of.memory)
-            trail = _encode_lines(rows)
+            each = [(claim.began, (event := claim.event).source, event.id, claim.seq, claim.attempts) for claim in claims]
+            trail = _encode_lines([("s", count, of.name, of.memory, now - ended, ended, each)])
         return Ledger((self._usage(of, now, count, 0, steps),) if self._step else (), trail)
 
     def ended(self, function: str, event: Event, id: int | str, slot: Slot, outcome: Outcome, count: int = 1) -> Ledger | None:

@@ -22,7 +22,7 @@ import msgspec
 from eventrouter.clock import Clock
 from eventrouter.errors import JournalError
 from eventrouter.journal.books import Check, Fault, line
-from eventrouter.journal.protocol import Block, Books, Head, Ledger, claim_id
+from eventrouter.journal.protocol import Block, Books, Head, Ledger, claim_id, numbers
 from eventrouter.model import ACCOUNT, REGION, function_arn, iso_time, new_id
 
 log = logging.getLogger("eventrouter")
@@ -163,8 +163,8 @@ class Trail:
                 for block in (await self._books.blocks(after, _PAGE))[0]:
                     if count < self._segment:
                         blocks.append(block)
-                        count += len(block.records)
-                        after = block.first + len(block.records) - 1
+                        count += block.last + 1 - block.first
+                        after = block.last
             digest = await asyncio.to_thread(_write, self._folder, blocks, after)
             await self._books.filed(blocks[0].first, after, digest)
         return True
@@ -201,8 +201,8 @@ class Trail:
                 else:
                     fault = await asyncio.to_thread(_check, going, page)
                     for block in page:
-                        if known is not None and block.first <= known[0] < block.first + len(block.hashes):
-                            seen = block.hashes[known[0] - block.first].hex()
+                        if known is not None and block.first <= known[0] <= block.last:
+                            seen = next((chain.hex() for at, record, chain in block.numbered() if at + numbers(record) > known[0]), "")
                 if fault is not None:
                     break
         if fault is None and known is not None and seen != known[1].lower():
@@ -289,7 +289,7 @@ def _first_fault(blocks: Sequence[Block]) -> Fault | None:
     """In a file that was altered: which record, as far as it can be told by what is in the file alone."""
     chain: bytes | None = None
     for block in blocks:
-        for number, (record, stored) in enumerate(zip(block.records, block.hashes, strict=True), block.first):
+        for number, record, stored in block.numbered():
             if chain is not None and hashlib.sha256(chain + record).digest() != stored:
                 return Fault(number, f"record {number} in {block.place} is not what was written: it, or the one before it, was edited")
             chain = stored
@@ -301,8 +301,8 @@ def _blocks(text: bytes, first: int, name: str) -> Iterator[Block]:
     for row in text.split(b"\n"):
         chain, _, rest = row.partition(b" ")
         if chain == b"=":
-            yield Block(first, records, hashes, bytes.fromhex(rest.decode()), name)
-            first += len(records)
+            yield (block := Block(first, records, hashes, bytes.fromhex(rest.decode()), name))
+            first = block.last + 1
             records, hashes = [], []
         elif row:
             records.append(rest)
@@ -318,15 +318,19 @@ def _matching(page: Sequence[Block], wanted: Query, open_acts: dict[str, dict[st
     """Of these, what is asked for; of acts whose end has not been seen, whatever their outcome. open_acts: those, by id."""
     found = []
     for block in page:
-        rows = _rows(block.records)
-        for number, (row, chain) in enumerate(zip(rows, block.hashes, strict=True), block.first):
+        for number, record, chain in block.numbered():
+            row = msgspec.json.decode(record)
             if row[0] == "e":
                 if (act := open_acts.pop(row[2], None)) is not None:
                     _end(act, row)
+            elif row[0] == "s":
+                for place, each in enumerate(_of_run(row)):
+                    if _fits(each, wanted) and wanted.outcome in (None, "succeeded"):
+                        own = hashlib.sha256(chain + b"%d" % place).digest()
+                        found.append(_invocation(number + place, own, each))
+            elif not _fits(row, wanted):
                 continue
-            if not _fits(row, wanted):
-                continue
-            if row[0] == "a":
+            elif row[0] == "a":
                 made = open_acts[row[5]] = _act(number, chain, row)
                 found.append(made)
             elif _ended_so(made := _invocation(number, chain, row), wanted.outcome):
@@ -334,21 +338,12 @@ def _matching(page: Sequence[Block], wanted: Query, open_acts: dict[str, dict[st
     return found
 
 
-def _rows(records: Sequence[bytes]) -> list[Any]:
-    """What a commit's records say; of each of a series the same as of an attempt by itself (`accounts` has both shapes)."""
-    rows: list[Any] = msgspec.json.decode(b"[%b]" % b",".join(records))
-    since, ended, name, memory = 0.0, 0.0, "", 0
-    for place, row in enumerate(rows):
-        if row[0] == "s":
-            _, began, source, event, id, attempts, since, ended, name, memory = row
-        elif isinstance(row[0], str):
-            continue
-        else:
-            began, source, event, id, attempts = row
-        goes_on = place + 1 < len(rows) and not isinstance(rows[place + 1][0], str)
-        took = (rows[place + 1][0] if goes_on else ended) - began
-        rows[place] = ["i", int((since + began) * 1000), int(took * 1e6), name, memory, "", source, event, id, attempts + 1, 1]
-    return rows
+def _of_run(row: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Of each invocation of a run the record that it would have by itself (`accounts` has both shapes)."""
+    _, _, name, memory, since, ended, each = row
+    ends = [began for began, *_ in each[1:]]  # it took until the next began
+    for (began, source, event, id, attempts), end in zip(each, [*ends, ended], strict=True):
+        yield "i", int((since + began) * 1000), int((end - began) * 1e6), name, memory, "", source, event, id, attempts + 1, 1
 
 
 def _fits(row: Sequence[Any], wanted: Query) -> bool:

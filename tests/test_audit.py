@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
 from eventrouter import Event, Role, allow, on
@@ -290,6 +291,40 @@ def test_ten_thousand_random_edits_are_all_found_and_the_record_is_named(tmp_pat
         assert await log.trail.verify() == good, "what was done to it is not undone"
 
     asyncio.run(main())
+
+
+async def test_a_run_of_invocations_has_their_numbers_and_is_named_when_it_is_edited(tmp_path: Path) -> None:
+    dice = random.Random(3)
+    log = Log(tmp_path / "audit", dice)
+    runs: list[tuple[int, int]] = []
+    for _ in range(60):
+        count = dice.randint(1, 9)
+        each = [[at, "local", f"event {log.last + at}", at, 0] for at in range(1, count + 1)]
+        log.books.write([Ledger((), msgspec.json.encode(["s", count, "f", 128, 1e9, count + 1, each]) + b"\n")])
+        runs.append((log.last + 1, log.last + count))
+        log.last += count
+    for _ in range(8):
+        assert await log.trail.rotate()
+    assert await log.trail.verify() == Verified(log.last, 8, log.last, log.books.head().hash.hex())
+    found = [it for it in await log.trail.query(Query(limit=0)) if it["eventName"] == "Invoke"]
+    assert [it["additionalEventData"]["record"] for it in found] == [*range(runs[0][0], log.last + 1)]
+    assert [it["additionalEventData"]["eventId"] for it in found] == [f"event {number}" for number in range(runs[0][0], log.last + 1)]
+    assert {it["additionalEventData"]["durationMicroseconds"] for it in found} == {1_000_000}
+    assert len({it["eventID"] for it in found}) == len(found)
+    kept = [run for run in runs if run[0] >= log.rows("SELECT min(first) FROM audit")[0]]
+    assert len(kept) > 20
+    for turn in range(500):
+        first, last = dice.choice(kept)
+        with log.changed(files=False):
+            (record,) = log.rows("SELECT records FROM audit WHERE first = ?", first)
+            edited = log.edited(record[:-1]) + b"\n"
+            if turn % 5 == 0:
+                edited = record.replace(b'["s",%d,' % (last - first + 1), b'["s",%d,' % dice.randint(10, 1 << 40))
+            log.db.execute("UPDATE audit SET records = ? WHERE first = ?", (edited, first))
+            fault = (await log.trail.verify()).fault
+            assert fault is not None
+            assert fault.record == first
+            assert str(first) in fault.what
 
 
 async def test_who_has_noted_a_hash_sees_that_the_log_was_set_back_as_a_whole(tmp_path: Path) -> None:

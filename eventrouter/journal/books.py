@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from eventrouter.journal.protocol import Block, Head, Ledger, Usage
+from eventrouter.journal.protocol import Block, Head, Ledger, Usage, numbers
 
 if TYPE_CHECKING:
     import apsw
@@ -70,7 +70,7 @@ class Books:
         records, sha256 = trail.split(b"\n"), hashlib.sha256
         records.pop()
         hashes = [chain := sha256(chain + record).digest() for record in records]
-        first, last = last + 1, last + len(records)
+        first, last = last + 1, last + sum(map(numbers, records))
         self._execute(
             "INSERT INTO audit VALUES (?, ?, ?, ?)",
             (first, trail, b"".join(hashes), seal(self._key, last, chain)),
@@ -93,7 +93,7 @@ class Books:
         rows = self._execute(_READ, (after,))
         for first, records, hashes, sealed in rows:
             found.append(Block(first, records.split(b"\n")[:-1], split(hashes), sealed))
-            count += len(found[-1].records)
+            count += found[-1].last - first + 1
             if count >= most:
                 break
         rows.close()
@@ -158,14 +158,12 @@ class Check:
     def block(self, block: Block) -> Fault | None:
         if block.first != self.last + 1:
             return self._gap(block)
-        for record, stored in zip(block.records, block.hashes, strict=False):
+        for number, record, stored in block.numbered():
             self._chain = hashlib.sha256(self._chain + record).digest()
-            self.last += 1
+            self.last += numbers(record)
             if not hmac.compare_digest(self._chain, stored):
-                return Fault(
-                    self.last, f"record {self.last} in {block.place} is not what was written: it, or the one before it with its hash, "
-                    "was edited, removed or moved"
-                )  # fmt: skip
+                what = f"{_named(number, self.last)} in {block.place} is not what was written"
+                return Fault(number, f"{what}: it, or the one before it with its hash, was edited, removed or moved")
         if len(block.records) != len(block.hashes):
             return Fault(self.last + 1, f"record {self.last + 1} in {block.place} was removed, or added")
         if not hmac.compare_digest(seal(self._key, self.last, self._chain), block.seal):
@@ -198,6 +196,10 @@ def check(blocks: Iterable[Block], head: Head, key: bytes) -> Fault | None:
         if (fault := going.block(block)) is not None:
             return fault
     return going.head(head)
+
+
+def _named(first: int, last: int) -> str:
+    return f"record {first}" if first == last else f"the record of {first} to {last}"
 
 
 def line(row: Any) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
 class Block(msgspec.Struct, frozen=True):
     """Records of the audit log that were written together. first: the number of the first; of each, what it says and its hash.
 
+    A run of invocations is one record, with as many numbers as there are of them.
     seal: vouches for the last hash, by a key that is kept elsewhere. place: where it was read.
     """
 
@@ -56,6 +57,26 @@ class Block(msgspec.Struct, frozen=True):
     hashes: list[bytes]
     seal: bytes
     place: str = "the journal"
+
+    def numbered(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Of each record its first number, what it says, its hash."""
+        number = self.first
+        for record, stored in zip(self.records, self.hashes, strict=False):
+            yield number, record, stored
+            number += numbers(record)
+
+    @property
+    def last(self) -> int:
+        """The last record's last number."""
+        return self.first - 1 + sum(map(numbers, self.records))
+
+
+def numbers(record: bytes) -> int:
+    """How many a record takes, whatever has become of it."""
+    if record.startswith(b'["s",'):
+        count = record[5:16].partition(b",")[0]
+        return max(1, int(count)) if count.isdigit() else 1
+    return 1
 
 
 class Head(msgspec.Struct, frozen=True):
