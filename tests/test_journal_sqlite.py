@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal import archive, schema
+from eventrouter.journal import archive, schema, writer
 from eventrouter.journal.database import Database
 from eventrouter.journal.protocol import Claim, Journal, LetterQuery
 from eventrouter.journal.running import Running
@@ -37,6 +37,32 @@ class TestFile(JournalContract):
         await journal.accept(entries("f", 1, 2))
         reader = apsw.Connection(str(tmp_path / "journal.db"), flags=apsw.SQLITE_OPEN_READONLY)
         assert [int(event.data) for *_, event in in_segments(reader)] == [1, 2]
+        reader.close()
+
+    async def test_completions_are_written_with_what_is_awaited_or_soon_by_themselves(
+        self, journal: SqliteJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reader = apsw.Connection(str(tmp_path / "journal.db"), flags=apsw.SQLITE_OPEN_READONLY)
+        journal.want("f", 9)
+        await journal.accept(entries("f", 1))
+        await journal.accept(entries("f", 2, 3))
+        one, two, three = await self.claims(journal, 3)
+        journal.settle(one, DONE)
+        await until(lambda: [int(event.data) for *_, event in in_segments(reader)] == [2, 3])
+        monkeypatch.setattr(writer, "_LINGER", 60.0)
+        commits = 0
+        real = Database.transaction
+
+        def counted(database: Database) -> AbstractContextManager[None]:
+            nonlocal commits
+            commits += 1
+            return real(database)
+
+        monkeypatch.setattr(Database, "transaction", counted)
+        journal.finish([two, three])
+        await journal.accept(entries("f", 4))
+        assert commits == 1
+        assert [int(event.data) for *_, event in in_segments(reader)] == [4]
         reader.close()
 
     async def test_every_commit_is_fsynced(self, journal: SqliteJournal) -> None:

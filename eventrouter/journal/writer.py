@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
@@ -26,6 +26,7 @@ T = TypeVar("T")
 _FULL: Final = 1024  # rows: a longer commit would make the loop wait for work, and then it for the loop's
 _MEMORY: Final = 64 * 1024 * 1024  # bytes of events handed out, all functions together
 _SHARE: Final = 256 * 1024  # ... and the least of one function
+_LINGER: Final = 0.005  # seconds that completions wait for something that is awaited, to be written with it
 _LOOK: Final = 1.0  # seconds between looks at the disk's free space
 
 
@@ -125,9 +126,10 @@ class Commit:
     claims: handed out by it. timers: (function, when) its next row is due. pressure: why nothing more is to be accepted.
     step: seconds by which the clock was found to have been set.
     error: nothing of it was written, nothing handed out; settlements and credit stand and are tried with the next one.
+    awaited: there is more in it than completions and credit.
     """
 
-    __slots__ = ("accepts", "calls", "claims", "close", "error", "pressure", "settled", "step", "timers")
+    __slots__ = ("accepts", "awaited", "calls", "claims", "close", "error", "pressure", "settled", "step", "timers")
 
     def __init__(self) -> None:
         self.accepts: list[Accept] = []
@@ -139,6 +141,7 @@ class Commit:
         self.pressure = ""
         self.step = 0.0
         self.error: JournalError | None = None
+        self.awaited = False
 
 
 class Limits(NamedTuple):
@@ -247,41 +250,57 @@ class Writer(Thread):
         commit = Commit()
         settled = commit.settled
         settled += kept
-        get = self._queue.get
-        room = _FULL
-        for _ in range(max(self._queue.qsize(), int(wait))):
-            operation = get()
+        get, monotonic, room = self._queue.get, self._clock.monotonic, _FULL
+        ready, until = max(self._queue.qsize(), int(wait)), 0.0
+        while room > 0:
+            if ready:
+                ready -= 1
+                operation = get()
+            elif commit.awaited or self._hungry or not settled:
+                break
+            else:  # completions alone: nobody waits for them, and each commit that they have for themselves is one more to wait for
+                until = until or monotonic() + _LINGER
+                try:
+                    operation = get(timeout=max(0.0, until - monotonic()))
+                except Empty:
+                    break
+                ready = self._queue.qsize()
             room -= 1
             if isinstance(operation, list):
                 settled.append(operation)
                 room -= len(operation) - 1
-            elif isinstance(operation, Accept):
-                commit.accepts.append(operation)
-                room -= len(operation.claims)
-            elif isinstance(operation, Settlement):
-                settled.append(operation)
-                if operation.into == "released":
-                    self._go_back(self._lane(operation.claim.function))
-                elif operation.into == "retries":
-                    lane, (_, due, _, seq) = self._lane(operation.claim.function), operation.row
-                    if (due, seq) <= lane.after:  # as at once it may be
-                        self._go_back(lane)
             elif isinstance(operation, Want):
                 lane = self._lane(operation.function)
                 lane.credit += operation.credit
                 if lane.waits:
                     self._hungry[lane] = None
-            elif isinstance(operation, Due):
-                lane = self._lane(operation.function)
-                lane.reached = max(lane.reached, operation.at)
-                self._wake(lane)
-            elif isinstance(operation, Call):
-                commit.calls.append(operation)
-            elif isinstance(operation, Close):
-                commit.close = operation
-            if room <= 0:
-                break
+            else:
+                commit.awaited = True
+                room -= self._gather_other(operation, commit)  # type: ignore[arg-type]
         return commit
+
+    def _gather_other(self, operation: Accept | Settlement | Due | Call[Any] | Close, commit: Commit) -> int:
+        """The rows that it has besides the first."""
+        if isinstance(operation, Accept):
+            commit.accepts.append(operation)
+            return len(operation.claims) - 1
+        if isinstance(operation, Settlement):
+            commit.settled.append(operation)
+            if operation.into == "released":
+                self._go_back(self._lane(operation.claim.function))
+            elif operation.into == "retries":
+                lane, (_, due, _, seq) = self._lane(operation.claim.function), operation.row
+                if (due, seq) <= lane.after:  # as at once it may be
+                    self._go_back(lane)
+        elif isinstance(operation, Due):
+            lane = self._lane(operation.function)
+            lane.reached = max(lane.reached, operation.at)
+            self._wake(lane)
+        elif isinstance(operation, Call):
+            commit.calls.append(operation)
+        else:
+            commit.close = operation
+        return 0
 
     def _write(self, commit: Commit) -> None:
         now = self._time(commit)
