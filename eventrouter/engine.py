@@ -11,6 +11,7 @@ from functools import partial
 from itertools import groupby
 from math import inf
 from operator import attrgetter
+from typing import Any
 
 from eventrouter.accounts import Accounts, joined
 from eventrouter.attempts import Attempts, Bound, Stop, describe, outcomes_of, read_batch
@@ -90,7 +91,7 @@ class Engine:
         self._left: dict[asyncio.Task[None], set[str]] = {}  # what runs on though it was left, and the keys that it holds
         self._before = gc.get_threshold(), sys.getswitchinterval()
         self._stopping = False
-        self._spare: list[Slot] = []  # of requests
+        self._spare: list[Slot] = []
         self._idle = asyncio.Event()
         reserved = {name: f.policy.concurrency for name, f in functions.items() if f.policy.concurrency is not None}
         account = Account(concurrency, reserved, len(functions))
@@ -202,12 +203,7 @@ class Engine:
         self._settlement.admit(lane, event, captures, id)
         task = asyncio.current_task()
         assert task is not None
-        if self._spare:
-            slot = self._spare.pop()
-            slot.reuse(task, function.name)
-        else:
-            slot = Slot(task, function.name, request=True)
-        self._sweeper.slots.add(slot)
+        slot = self._slot(task, function.name, request=True)
         lane.active += 1
         if event.time is None:
             event.time = self._clock.time()
@@ -312,15 +308,25 @@ class Engine:
         task = asyncio.current_task()
         assert task is not None
         lane.starting = False
-        slot = Slot(task, lane.function.name, request=False)
-        self._sweeper.slots.add(slot)
+        slot = self._slot(task, lane.function.name, request=False)
+        ended = False
         try:
             if lane.policy.batch is not None:
                 await self._work_batches(lane, lane.policy.batch.size, slot)
             else:
                 await self._work_one_by_one(lane, slot)
+            ended = True
         finally:
-            self._release(lane, slot)
+            self._release(lane, slot, ended=ended)
+
+    def _slot(self, task: asyncio.Task[Any], function: str, *, request: bool) -> Slot:
+        if self._spare:
+            slot = self._spare.pop()
+            slot.reuse(task, function, request=request)
+        else:
+            slot = Slot(task, function, request)
+        self._sweeper.slots.add(slot)
+        return slot
 
     def _may_go_on(self, lane: Lane, slot: Slot, turn: int) -> bool:
         """A slot is handed on after each attempt when other functions wait for one, or the pool has become smaller."""
@@ -518,7 +524,7 @@ class Engine:
     def _release(self, lane: Lane, slot: Slot, *, ended: bool = False) -> None:
         """A worker or a request ends: its concurrency is free, at once or when what it left running has ended.
 
-        ended: it is a request's, which came to its end.
+        ended: so it was meant to be; nothing is left in the slot.
         """
         self._sweeper.slots.discard(slot)
         if slot.keeper is None:

@@ -304,11 +304,13 @@ class Writer(Thread):
 
     def _write(self, commit: Commit) -> None:
         now = self._time(commit)
-        batch, copies, ledgers = self._batch(commit, now)
-        for function in self._database.settle(batch, now):
-            self._go_back(self._lane(function))
-        if ledgers:
-            self._database.books.write(ledgers)
+        copies: list[Accept] = []
+        if commit.settled:
+            batch, copies, ledgers = self._batch(commit, now)
+            for function in self._database.settle(batch, now):
+                self._go_back(self._lane(function))
+            if ledgers:
+                self._database.books.write(ledgers)
         if self._sated:
             self._digest()
         if self._hungry and commit.close is None:

@@ -56,9 +56,9 @@ class Slot:
         self.step: Callable[[Any], Any] = generator.send
         self.throw: Callable[[BaseException], Any] = generator.throw
 
-    def reuse(self, task: asyncio.Task[Any], function: str) -> None:
-        """For another request. Making one costs as much as running a handler."""
-        self.task, self.function = task, function
+    def reuse(self, task: asyncio.Task[Any], function: str, *, request: bool) -> None:
+        """Making one costs as much as running a handler."""
+        self.task, self.function, self.request = task, function, request
 
     def spare(self) -> bool:
         """It is at rest; whether it may be used again."""
