@@ -22,6 +22,7 @@ from eventrouter.journal.protocol import LetterQuery
 from eventrouter.operations import Operations
 from eventrouter.plugins import Plugins
 from eventrouter_mqtt import Broker, MqttConfig, MqttTrigger, broker, doctor, eventrouter_plugin, mqtt, sample, topics
+from eventrouter_mqtt.connection import Connection
 from servers import Mosquitto
 from source_contract import Outside, SourceContract
 from support import LOCAL, local, make_app, put, until
@@ -268,6 +269,38 @@ async def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path: Path, mosq
         monkeypatch.setattr(app.journal, "accept", real)
         await until(lambda: len(got) == 50)
     assert sorted(got, key=int) == [str(n) for n in range(50)]
+
+
+@pytest.mark.parametrize("window", [20, 0], ids=["of 20", "without end"])
+async def test_reading_rests_while_more_comes_but_not_where_the_broker_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    """window: how many messages the broker has under way; 20 is what mosquitto comes with."""
+    server = Mosquitto(tmp_path, f"allow_anonymous true\nmax_inflight_messages {window}")
+    await server.start()
+    got: list[int] = []
+    rests: list[int] = []
+    rested = Connection._rested
+
+    def counted(self: Connection, unread: int) -> None:
+        rested(self, unread)
+        rests.append(self._unread() - unread)
+
+    monkeypatch.setattr(Connection, "_rested", counted)
+
+    @on(mqtt("a"))
+    async def handler(number: int) -> None:
+        got.append(number)
+
+    async with serving(tmp_path, handler, toml=at(server, "3.1.1")):
+        await server.publish("a", *map(str, range(3000)))
+        await until(lambda: len(got) == 3000)
+    await server.stop()
+    assert got == [*range(3000)]
+    assert rests
+    if window:
+        assert 0 in rests
+        assert len(rests) < 100, "it rests after each of 150 windows though nothing comes"
 
 
 async def test_acknowledgements_follow_the_order_of_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
