@@ -32,7 +32,7 @@ from eventrouter.paths import json_path
 from eventrouter.permissions import Role, allow, deny
 from eventrouter.retry import delays, exponential, fixed, lambda_
 from eventrouter.secrets import Secret
-from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Terms
+from eventrouter.sources import Binding, Endpoint, Health, Queue, Router, Source, Standing, Terms
 from eventrouter.wildcards import Wildcards
 
 __version__ = "0.1.0"
@@ -70,6 +70,7 @@ __all__ = [
     "Router",
     "Secret",
     "Source",
+    "Standing",
     "Succeeded",
     "Terms",
     "TimedOut",

@@ -103,6 +103,7 @@ class Engine:
         self.intake = Intake(self.lanes, journal, clock, self._queue_opened)
         self.deliver, self.deliver_to, self.accept_for = self.intake.deliver, self.intake.deliver_to, self.intake.accept_for
         self.forward, self.wants, self.lineage = self.intake.forward, self.intake.wants, self.intake.lineage
+        self.standings = self.intake.standings
         self.notices = Notices()
         self._settlement = Settlement(journal, clock, self.intake, self.notices, self.accounts)
         self.throttling = Throttling(journal, self.intake, self._settlement, account, self._start_worker, self._credit)

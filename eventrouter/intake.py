@@ -24,7 +24,7 @@ from eventrouter.lineage import ATTRIBUTE, Cause, Lineage, cause, exhausted, ext
 from eventrouter.model import NOTHING, Event, Trigger
 from eventrouter.retry import fixed
 from eventrouter.routing import Index
-from eventrouter.sources import Binding, Queue, Terms
+from eventrouter.sources import Binding, Queue, Standing, Terms
 
 log = logging.getLogger("eventrouter")
 
@@ -36,6 +36,7 @@ _NO_PLANS: Final[Mapping[str, Plan]] = {}
 Known = tuple[str, Found | None, Function | None]  # of a queue: its name, what its events are for, the function to ask for their order
 _UNKNOWN: Final[Mapping[str, Known]] = {}
 _FUNCTION: Final = attrgetter("function")
+_COUNTED: Final = Standing.__struct_fields__[4:]  # which a lane has by these names, too
 
 
 class Intake:
@@ -165,6 +166,19 @@ class Intake:
             extra={"action": "event.barred", "function": lane.name},
         )  # fmt: skip
         return False
+
+    def standings(self, waiting: Mapping[str, int]) -> list[Standing]:
+        """waiting: how many wait in the journal, by function and queue."""
+        found: dict[str, Standing] = {}
+        for lane in (*self.lanes.values(), *filter(None, self.queues.values())):
+            function = lane.function
+            before = found.get(function.name) or Standing(function.name, function.policy.tags)
+            more = {name: getattr(before, name) + getattr(lane, name) for name in _COUNTED}
+            queued = waiting.get(lane.name, 0) + lane.count
+            found[function.name] = Standing(
+                function.name, function.policy.tags, before.running + lane.active, before.waiting + queued, **more
+            )  # fmt: skip
+        return list(found.values())
 
     def gates_changed(self) -> None:
         """Forget who gets what, as functions may be started by others now."""

@@ -48,13 +48,15 @@ class Queue(msgspec.Struct, frozen=True):
 class Endpoint(NamedTuple):
     """An HTTP endpoint of a source's own, on the router's port. method: "ANY" too. path: `/hooks/{name}`, `/files/{rest+}`.
 
-    admin: it tells, or does, what is an administrator's business: only with the token of `[http] admin_token_hash`.
+    admin: it tells, or does, what is an administrator's business: only with the token of `[http] admin_token_hash`. tells: the same, but
+    where there is no such token, whoever is on this machine is told, if it listens to nobody else.
     """
 
     method: str
     path: str
     answer: Callable[[HttpRequest], Awaitable[Response]]
     admin: bool = False
+    tells: bool = False
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -66,6 +68,29 @@ class Terms(msgspec.Struct, frozen=True):
     delay: float = 0
     once: str | None = None
     window: float = 300
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """A function's figures. running: attempts under way; waiting: events that wait for one. The others count since the router started:
+    accepted: invocations; succeeded, failed, timed_out: attempts; dead: dead letters; throttled: requests that were turned away; delayed:
+    events that were put off by the rate; filtered: kept out by `where`; barred: starts that the function policy did not allow; denied:
+    calls that the role did not.
+    """
+
+    function: str
+    tags: Mapping[str, str]
+    running: int = 0
+    waiting: int = 0
+    accepted: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    dead: int = 0
+    throttled: int = 0
+    delayed: int = 0
+    filtered: int = 0
+    barred: int = 0
+    denied: int = 0
 
 
 class Intake(Protocol):
@@ -90,6 +115,8 @@ class Intake(Protocol):
     async def expire(self, source: str, subject: str) -> int: ...
 
     def has(self, name: str) -> bool: ...
+
+    def standings(self, waiting: Mapping[str, int]) -> list[Standing]: ...
 
     def call(self, name: str, event: Event) -> Awaitable[Outcome]: ...
 
@@ -193,6 +220,11 @@ class Router:
     def call(self, function: str, event: Event) -> Awaitable[Outcome]:
         """As `request`, for any function of the app, by its name: the event's data is its payload."""
         return self._intake.call(function, event)
+
+    async def standings(self) -> list[Standing]:
+        """Of every function of the app. It is counted in the journal what waits: not for every event."""
+        depth = await self._journal.depth()
+        return self._intake.standings({name: counts["waiting"] for name, counts in depth.items()})
 
     @property
     def endpoints(self) -> list[Endpoint]:

@@ -11,7 +11,7 @@ PUBLIC = {
     "HttpRequest",
     "Idempotent", "Interrupted", "Message", "Network", "Notice", "Outcome", "Part", "PartialFailure", "Plugin", "Queue",
     "QueueDepth", "Received", "Reject", "Response",
-    "Retry", "Role", "Router", "Secret", "Source", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
+    "Retry", "Role", "Router", "Secret", "Source", "Standing", "Succeeded", "Terms", "TimedOut", "Trigger", "Wild", "Wildcards",
     "allow", "call_from_thread", "delays", "deny", "egress", "exponential", "fixed", "hookimpl", "invoke", "json_path", "lambda_", "new_id",
     "on", "on_start", "on_stop",
     "seconds",

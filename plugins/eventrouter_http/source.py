@@ -228,7 +228,8 @@ class HttpSource(Source[HttpConfig]):
         """An endpoint of another source's."""
 
         async def handle(request: web.BaseRequest, captures: Mapping[str, str]) -> web.Response | Plain:
-            if endpoint.admin and (refused := self._guards.admin(request)) is not None:
+            refused = self._guards.admin(request) if endpoint.admin else self._guards.told(request) if endpoint.tells else None
+            if refused is not None:
                 return refused
             body = await read_body(request, self.config)
             url, headers = request.rel_url, tuple(request.headers.items())
