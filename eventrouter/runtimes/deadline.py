@@ -59,6 +59,7 @@ class Slot:
     def reuse(self, task: asyncio.Task[Any], function: str, *, request: bool) -> None:
         """Making one costs as much as running a handler."""
         self.task, self.function, self.request = task, function, request
+        self.began = self.init = 0.0
 
     def spare(self) -> bool:
         """It is at rest; whether it may be used again."""
