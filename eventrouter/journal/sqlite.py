@@ -450,8 +450,6 @@ class SqliteJournal:
         if self._listeners:
             self._tell_listeners(commit)
         self._hand_out(commit.claims)
-        if self._ready and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)  # before the receipts, so that handlers start before it is seen to what waits for those
         for accept in commit.accepts:
             if not accept.future.done():
                 accept.future.set_result(accept.answer)
@@ -461,6 +459,8 @@ class SqliteJournal:
             self._announce(function, due)
         if commit.close is not None and not commit.close.future.done():
             commit.close.future.set_result(None)
+        if self._ready and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)  # after the receipts: sources acknowledge before handlers run
 
     def _tell_listeners(self, commit: Commit) -> None:
         """Wake those in whose queues there may be something now."""
