@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from benchmarks.harness import Measure, Result, compare
 from benchmarks.measure import fresh
 
-COUNT = 163_840
+COUNT = 40_960
 NOTHING = "[metering]\nenabled = false\n"
 METERED = ""
 AUDITED = "[audit]\ninvocations = true\n"
