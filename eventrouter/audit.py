@@ -21,7 +21,7 @@ import msgspec
 
 from eventrouter.clock import Clock
 from eventrouter.errors import JournalError
-from eventrouter.journal.books import Check, Fault, line
+from eventrouter.journal.books import Check, Fault, line, link
 from eventrouter.journal.protocol import Block, Books, Head, Ledger, claim_id, numbers
 from eventrouter.model import ACCOUNT, REGION, function_arn, iso_time, new_id
 
@@ -290,7 +290,7 @@ def _first_fault(blocks: Sequence[Block]) -> Fault | None:
     chain: bytes | None = None
     for block in blocks:
         for number, record, stored in block.numbered():
-            if chain is not None and hashlib.sha256(chain + record).digest() != stored:
+            if chain is not None and link(chain, record) != stored:
                 return Fault(number, f"record {number} in {block.place} is not what was written: it, or the one before it, was edited")
             chain = stored
     return None

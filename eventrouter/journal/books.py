@@ -70,7 +70,7 @@ class Books:
         last, chain = self._end or self._read_end()
         records = trail.split(b"\n")
         records.pop()
-        hashes = [chain := _hash(chain, record) for record in records]
+        hashes = [chain := link(chain, record) for record in records]
         first, last = last + 1, last + sum(map(numbers, records))
         self._execute(
             "INSERT INTO audit VALUES (?, ?, ?, ?)",
@@ -134,8 +134,9 @@ class OpenBooks:
         await self._ask(lambda database: database.books.filed(first, last, digest))
 
 
-def _hash(chain: bytes, record: bytes) -> bytes:
-    """In pieces: over more at once it lets go of the interpreter's lock, and has to wait for the loop to get it again."""
+def link(chain: bytes, record: bytes) -> bytes:
+    """The hash of a record, by that of the one before it."""
+    # In pieces: over more at once it lets go of the interpreter's lock, and has to wait for the loop to get it again.
     made = hashlib.sha256(chain)
     for at in range(0, len(record), _PIECE):
         made.update(record[at : at + _PIECE])
@@ -168,7 +169,7 @@ class Check:
         if block.first != self.last + 1:
             return self._gap(block)
         for number, record, stored in block.numbered():
-            self._chain = hashlib.sha256(self._chain + record).digest()
+            self._chain = link(self._chain, record)
             self.last += numbers(record)
             if not hmac.compare_digest(self._chain, stored):
                 what = f"{_named(number, self.last)} in {block.place} is not what was written"
