@@ -48,6 +48,7 @@ from eventrouter.runtimes.watchdog import Watchdog
 from eventrouter.settlement import Settlement
 from eventrouter.sources import Binding
 from eventrouter.throttling import Throttling
+from eventrouter.workers import Workers
 
 log = logging.getLogger("eventrouter")
 _WINDOW = 16_384  # claims in memory, all functions together ...
@@ -86,7 +87,7 @@ class Engine:
         self._sweeper = self._attempts.sweeper
         self._watchdog = Watchdog(clock.monotonic)
         self._results = Results(journal)
-        self._workers: set[asyncio.Task[None]] = set()
+        self.workers = Workers(self._work)
         self._pump_task: asyncio.Task[None] | None = None
         self._left: dict[asyncio.Task[None], set[str]] = {}  # what runs on though it was left, and the keys that it holds
         self._before = gc.get_threshold(), sys.getswitchinterval()
@@ -122,6 +123,7 @@ class Engine:
     async def start(self) -> None:
         """Begin to work off what the journal holds."""
         self.watch()
+        self.workers.begin()
         self._before = (young, *old), switch = gc.get_threshold(), sys.getswitchinterval()
         gc.set_threshold(max(_YOUNG, young), *old)
         sys.setswitchinterval(min(_SWITCH, switch))
@@ -159,8 +161,7 @@ class Engine:
             slot.interrupt()
         for task in self._left:
             task.cancel()
-        if self._workers:
-            await asyncio.wait(self._workers)
+        await self.workers.stop()
         while self._spare:
             self._spare.pop().close()
         try:
@@ -229,7 +230,8 @@ class Engine:
         finally:
             slot.deadline = inf
             set_cause(outer)  # the task is the caller's
-            self._release(lane, slot, ended=outcome is not None)
+            if self._release(lane, slot, ended=outcome is not None):
+                self._spare.append(slot)
         self._settlement.count(lane, outcome)
         self.accounts.requested(function.name, event, id, slot, outcome, ledger)
         if type(outcome) is not Succeeded and not (isinstance(outcome, Failed) and outcome.final):
@@ -290,9 +292,7 @@ class Engine:
             return False
         lane.starting = True
         lane.active += 1
-        task = asyncio.get_running_loop().create_task(self._work(lane), name=f"lane {lane.name}")
-        self._workers.add(task)
-        task.add_done_callback(self._workers.discard)
+        self.workers.start(lane)
         return True
 
     def _ripen(self, lane: Lane) -> None:
@@ -305,20 +305,28 @@ class Engine:
         return self._start_worker(lane)
 
     async def _work(self, lane: Lane) -> None:
-        """Run claims of one lane until there are none."""
+        """Run claims of one lane; rest while there are none."""
         task = asyncio.current_task()
         assert task is not None
-        lane.starting = False
         slot = self._slot(task, lane.function.name, request=False)
-        ended = False
-        try:
-            if lane.policy.batch is not None:
-                await self._work_batches(lane, lane.policy.batch.size, slot)
-            else:
-                await self._work_one_by_one(lane, slot)
-            ended = True
-        finally:
-            self._release(lane, slot, ended=ended)
+        mark, done = self.journal.marker(), list[Claim]()  # those done are told to the journal together, before anything is waited for
+        sprint = self._attempts.sprinter(lane, slot, mark, done)
+        rests = True
+        while rests:
+            lane.starting = ended = False
+            try:
+                if lane.policy.batch is not None:
+                    await self._work_batches(lane, lane.policy.batch.size, slot)
+                else:
+                    await self._work_one_by_one(lane, slot, sprint, mark, done)
+                ended = True
+            finally:
+                spare = self._release(lane, slot, ended=ended)
+            if rests := spare and not self._stopping and await self.workers.rest(lane):
+                slot.reuse(task, lane.function.name, request=False)
+                self._sweeper.slots.add(slot)
+        if spare:
+            self._spare.append(slot)
 
     def _slot(self, task: asyncio.Task[Any], function: str, *, request: bool) -> Slot:
         if self._spare:
@@ -344,9 +352,10 @@ class Engine:
             if turn % _TURN == 0:
                 await asyncio.sleep(0)
 
-    async def _work_one_by_one(self, lane: Lane, slot: Slot) -> None:
-        mark, done = self.journal.marker(), list[Claim]()  # those done are told to the journal together, before anything is waited for
-        sprint, queue, others = self._attempts.sprinter(lane, slot, mark, done), lane.queue, 0
+    async def _work_one_by_one(
+        self, lane: Lane, slot: Slot, sprint: Callable[[int], Stop | None], mark: Callable[[Claim | None], None], done: list[Claim]
+    ) -> None:
+        queue, others = lane.queue, 0
         try:
             while queue and self._may_go_on(lane, slot, others + len(done)):
                 # A slot that somebody else waits for is handed on after one.
@@ -522,16 +531,15 @@ class Engine:
             self.journal.want(lane.name, lane.taken)
             lane.taken = 0
 
-    def _release(self, lane: Lane, slot: Slot, *, ended: bool = False) -> None:
-        """A worker or a request ends: its concurrency is free, at once or when what it left running has ended.
+    def _release(self, lane: Lane, slot: Slot, *, ended: bool) -> bool:
+        """A worker rests or ends, or a request does: its concurrency is free, at once or when what it left running has ended.
 
-        ended: so it was meant to be; nothing is left in the slot.
+        ended: so it was meant to be; nothing is left in the slot. Whether that may be used again.
         """
         self._sweeper.slots.discard(slot)
+        spare = ended and slot.keeper is None and slot.spare()
         if slot.keeper is None:
-            if ended and slot.spare():
-                self._spare.append(slot)
-            else:
+            if not spare:
                 slot.close()
             self._free(lane)
         else:
@@ -539,6 +547,7 @@ class Engine:
             slot.keeper.add_done_callback(partial(self._left_ended, lane))
         if self._stopping and not self._sweeper.slots:
             self._idle.set()
+        return spare
 
     def _left_ended(self, lane: Lane, keeper: asyncio.Task[None]) -> None:
         for key in self._left.pop(keeper):

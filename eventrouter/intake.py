@@ -321,7 +321,8 @@ class Intake:
             fresh = written.result()
             new = sum(fresh)
             self.repeats += len(fresh) - new
-            for name, count in Counter(compress(map(_FUNCTION, entries), fresh)).items():
+            counts = {entries[0].function: new} if len(entries) == 1 else Counter(compress(map(_FUNCTION, entries), fresh))
+            for name, count in counts.items():
                 lane = self.lanes.get(name) or self.queues.get(name)
                 if lane is not None:
                     lane.accepted += count

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,19 +182,16 @@ async def test_a_commit_that_fails_writes_nothing_twice(tmp_path: Path, monkeypa
         nonlocal done
         done += 1
         if done == 1:
-            monkeypatch.setattr(Database, "transaction", full)
+            monkeypatch.setattr(Database, "commit", full)
 
-    real, failures = Database.transaction, 0
+    real, failures = Database.commit, 0
 
-    @contextmanager
-    def full(database: Database) -> Iterator[None]:
+    def full(database: Database) -> None:
         nonlocal failures
-        with real(database):
-            yield
-            failures += 1
-            if failures == 2:
-                monkeypatch.setattr(Database, "transaction", real)
-            raise apsw.FullError("database or disk is full")
+        failures += 1
+        if failures == 2:
+            monkeypatch.setattr(Database, "commit", real)
+        raise apsw.FullError("database or disk is full")
 
     async with running(tmp_path, handler, toml=toml) as app:
         await app.sources["local"].router.deliver([event("a", number) for number in range(100)])

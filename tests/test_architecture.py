@@ -21,7 +21,7 @@ FLOORS = {
     "destinations": 2, "notices": 2, "logs": 2, "network": 2,
     "binding": 3, "idempotency": 3, "lineage": 3, "audit": 3, "permissions": 3.5,
     "functions": 4, "plugins": 4, "config": 4, "invoking": 4,
-    "sources": 5, "lanes": 5, "runtimes": 5, "contents": 5.5,
+    "sources": 5, "lanes": 5, "runtimes": 5, "contents": 5.5, "workers": 5.5,
     "usage": 5, "attempts": 6, "intake": 6, "accounts": 6,
     "settlement": 7, "replay": 7, "byhand": 7.5, "throttling": 7.5,
     "engine": 8,

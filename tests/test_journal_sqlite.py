@@ -7,8 +7,7 @@ import gzip
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,14 @@ class TestFile(JournalContract):
         await until(lambda: [int(event.data) for *_, event in in_segments(reader)] == [2, 3])
         monkeypatch.setattr(writer, "_LINGER", 60.0)
         commits = 0
-        real = Database.transaction
+        real = Database.commit
 
-        def counted(database: Database) -> AbstractContextManager[None]:
+        def counted(database: Database) -> None:
             nonlocal commits
             commits += 1
-            return real(database)
+            real(database)
 
-        monkeypatch.setattr(Database, "transaction", counted)
+        monkeypatch.setattr(Database, "commit", counted)
         journal.finish([two, three])
         await journal.accept(entries("f", 4))
         assert commits == 1
@@ -83,15 +82,11 @@ class TestFile(JournalContract):
         journal.want("f", 3)
         await journal.accept(entries("f", 1, 2))
         one, two = await self.claims(journal, 2)
-        real = Database.transaction
 
-        @contextmanager
-        def full(database: Database) -> Iterator[None]:
-            with real(database):
-                yield
-                raise fault
+        def full(database: Database) -> None:
+            raise fault
 
-        monkeypatch.setattr(Database, "transaction", full)
+        monkeypatch.setattr(Database, "commit", full)
         journal.settle(one, DONE, entries("g", 7, 8))
         journal.settle(two, RetryAt(clock.time() + 10, 1), entries("g", 9))
         with pytest.raises(JournalError, match=told):

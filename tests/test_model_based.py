@@ -101,16 +101,14 @@ class Disk:
         self.full = False
 
     def under(self, journal: SqliteJournal) -> None:
-        real = journal._database.transaction
+        real = journal._database.commit
 
-        @contextmanager
-        def transaction() -> Iterator[None]:
-            with real():
-                yield
-                if self.full:
-                    raise apsw.FullError("database or disk is full")
+        def commit() -> None:
+            if self.full:
+                raise apsw.FullError("database or disk is full")
+            real()
 
-        journal._database.transaction = transaction  # type: ignore[method-assign]
+        journal._database.commit = commit  # type: ignore[method-assign]
 
 
 async def die(journal: SqliteJournal, disk: Disk, *, lost: bool) -> None:
@@ -685,7 +683,7 @@ class RouterMachine(Machine):
         for attempt in self.attempts:
             attempt.stubborn = False
         assert self.app.supervisor is not None
-        tasks: set[asyncio.Task[None]] = {*engine._workers, *engine._left, *self.app.supervisor._tasks}
+        tasks: set[asyncio.Task[None]] = {*engine.workers.tasks, *engine._left, *self.app.supervisor._tasks}
         tasks |= {engine._pump_task} if engine._pump_task is not None else set()
         for task in tasks:
             task.cancel()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Final
@@ -137,7 +137,7 @@ class Database:
         self._history = history
         self.archive = Archive(archive)
         self.books = Books(key)
-        self.live = 0
+        self.live = self._live = 0
         self.taken: set[int] = set()
         self.segments: dict[int, Segment] = {}
         self._put_back: set[int] = set()  # into it, if this transaction fails
@@ -281,25 +281,26 @@ class Database:
             return JournalError(f"journal {where}: another process is writing to it; end that process")
         return JournalError(f"journal {where}: {type(error).__name__}: {error}; check the disk")
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing. Raises JournalError."""
-        live = self.live
+    def begin(self) -> None:
+        """A transaction: what is done up to `commit` is all written, or, when anything raises, nothing of it; `undo` it then."""
+        self._live = self.live
         self._put_back = set()
-        try:
-            self._execute("BEGIN IMMEDIATE")
-            yield
-            crash_point("commit.before")
-            self._execute("COMMIT")
-            crash_point("commit.after")
-        except Exception as error:
-            self.live = live
-            self.books.undo()
-            self.taken |= self._put_back
-            if self._connection.in_transaction:  # after some errors SQLite has rolled back by itself
-                with suppress(apsw.Error):
-                    self._execute("ROLLBACK")
-            raise self.explain(error) from error
+        self._execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        crash_point("commit.before")
+        self._execute("COMMIT")
+        crash_point("commit.after")
+
+    def undo(self, error: Exception) -> JournalError:
+        """What to tell of it."""
+        self.live = self._live
+        self.books.undo()
+        self.taken |= self._put_back
+        if self._connection.in_transaction:  # after some errors SQLite has rolled back by itself
+            with suppress(apsw.Error):
+                self._execute("ROLLBACK")
+        return self.explain(error)
 
     def settle(self, batch: Batch, now: float) -> list[str]:
         """Returns the functions of which a row that was parked waits now."""

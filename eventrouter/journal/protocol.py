@@ -267,7 +267,7 @@ class Journal(Protocol):
         """An attempt begins: when the router dies before it is settled, that counts as one of its `deaths`."""
 
     def marker(self) -> Callable[[Claim | None], None]:
-        """As `started`, for somebody who makes one attempt after another: to be called with the claim of each, and with None at the end."""
+        """As `started`, for attempts that are made one after another: to be called with the claim of each, and with None after the last."""
 
     def settle(
         self,

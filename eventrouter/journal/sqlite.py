@@ -210,16 +210,20 @@ class SqliteJournal:
             claim.mark = self._marks.start(claim.seq)
 
     def marker(self) -> Callable[[Claim | None], None]:
-        marks = self._marks
-        place = marks.start(0)
+        marks, place = self._marks, -1
 
         def mark(claim: Claim | None) -> None:
-            if claim is not None:
+            nonlocal place
+            if claim is None:
+                if place >= 0:
+                    marks.end(place)
+                    place = -1
+            elif place >= 0:
                 marks.places[place] = claim.seq
             else:
-                marks.end(place)
+                place = marks.start(claim.seq)
 
-        return mark if place >= 0 else lambda claim: None
+        return mark
 
     def settle(
         self,

@@ -227,12 +227,14 @@ class Writer(Thread):
             commit = self._gather(kept, wait=failed or not self._hungry)
             offset = self._offset
             try:
-                with self._database.transaction():
-                    if failed:
-                        self._database.probe()
-                    self._write(commit)
-            except JournalError as error:
-                commit.error = error
+                self._database.begin()
+                if failed:
+                    self._database.probe()
+                self._write(commit)
+                self._database.commit()
+            except Exception as error:
+                commit.error = self._database.undo(error)
+                commit.error.__cause__ = error
                 self._offset = offset
                 self._undo(commit)
             failed = commit.error is not None
