@@ -310,6 +310,8 @@ class Intake:
             receipt.set_result(0)
             return receipt
 
+        names = [*map(_FUNCTION, entries)]  # not the entries, which may be in the file alone soon
+
         def accepted(written: asyncio.Future[list[bool]]) -> None:
             error = None if written.cancelled() else written.exception()
             if receipt.done():
@@ -321,7 +323,7 @@ class Intake:
             fresh = written.result()
             new = sum(fresh)
             self.repeats += len(fresh) - new
-            counts = {entries[0].function: new} if len(entries) == 1 else Counter(compress(map(_FUNCTION, entries), fresh))
+            counts = {names[0]: new} if len(names) == 1 else Counter(compress(names, fresh))
             for name, count in counts.items():
                 lane = self.lanes.get(name) or self.queues.get(name)
                 if lane is not None:
@@ -357,18 +359,24 @@ class Intake:
 
     def recall(self, lane: Lane, claims: Sequence[Claim]) -> None:
         """Say of those that come from the file what they are for, if it is known what all events of their subject are for."""
-        source, plans = "", _NO_PLANS
+        name, source, plans = lane.name, "", _NO_PLANS
+        alike: dict[str, Found] = {}  # subjects, whatever else their events say
         for claim in claims:
             event = claim.event
-            if claim.hint is not None or claim.deaths or ((of := event.attributes) is not NOTHING and ATTRIBUTE in of):
+            if claim.hint is not None or claim.deaths or ((of := event.attributes) and ATTRIBUTE in of):
                 continue
             if event.source != source:
-                source = event.source
+                source, alike = event.source, {}
                 plans = self._plans.get(source, _NO_PLANS)
+            claim.hint = alike.get(event.subject)
+            if claim.hint is not None:
+                continue
             try:
-                for name, found, accepts in plans.get(event.subject, ()):
-                    if name == lane.name and (accepts is None or accepts(event)):
+                for of_name, found, accepts in plans.get(event.subject, ()):
+                    if of_name == name and (accepts is None or accepts(event)):
                         claim.hint = found
+                        if accepts is None:
+                            alike[event.subject] = found
             except Exception:  # noqa: S112 - of a plugin's trigger: `rebind` meets it again, and the event ends of it
                 continue
 

@@ -132,30 +132,52 @@ def first(database: Database, function: str, after: int) -> float | None:
     return found
 
 
-def take(database: Database, function: str, after: int, born: float, limit: int, room: int, until: float) -> tuple[list[Claim], int]:
-    """Claims of whole segments past `after` that were accepted no later than `until`, of as many as it takes for `limit`; the last's place.
+class Packed:
+    """The claims of a segment as they are in the file. To make them is best left to the thread that runs them: they are in its caches then.
+
+    born: when they were accepted, by the monotonic clock. size: bytes of those that are not done.
+    """
+
+    __slots__ = ("_born", "_events", "_size", "segment", "size")
+
+    def __init__(self, segment: Segment, events: bytes, born: float) -> None:
+        self.segment = segment
+        self._events = events
+        self._born = born
+        self._size = len(events) // len(segment.done)
+        self.size = self._size * segment.spare
+
+    def claims(self, *, held: bool = False) -> list[Claim]:
+        segment, size, born = self.segment, self._size, self._born
+        function, done, seq = segment.function, segment.done, segment.seq
+        return [
+            Claim(function, event, None, None, 0, None, 0, born, 0, False, number, size, -1, held, segment)
+            for number, event in enumerate(_events(self._events, len(done)), seq)
+            if not done[number - seq]
+        ]
+
+
+def take(database: Database, function: str, after: int, born: float, limit: int, room: int, until: float) -> tuple[list[Packed], int]:
+    """Whole segments past `after` that were accepted no later than `until`, as many as it takes for `limit`; the last's place.
 
     born, room: as of `Database.take`.
     """
-    claims: list[Claim] = []
+    packs: list[Packed] = []
+    count = 0
     rows = database._execute(_TAKE, (function, after, until))
-    for seq, count, accepted, packed, done in rows:
-        if len(claims) >= limit or (claims and len(packed) > room):
+    for seq, events, accepted, packed, done in rows:
+        if count >= limit or (packs and len(packed) > room):
             break
         room -= len(packed)
         after = seq
-        segment = Segment(seq, function, [], bytearray(done or count))
+        segment = Segment(seq, function, [], bytearray(done or events))
         segment.noted = done is not None
-        size, at = len(packed) // count, accepted + born
         database.segments[seq] = segment
         segment.spare = segment.done.count(0)
-        claims += [
-            Claim(function, event, None, None, 0, None, 0, at, 0, False, number, size, -1, False, segment)
-            for number, event in enumerate(_events(packed, count), seq)
-            if done is None or not done[number - seq]
-        ]
+        count += segment.spare
+        packs.append(Packed(segment, packed, accepted + born))
     rows.close()
-    return claims, after
+    return packs, after
 
 
 def forget(database: Database, function: str, past: int) -> None:

@@ -36,7 +36,7 @@ from eventrouter.journal.protocol import (
     is_queue,
 )  # fmt: skip
 from eventrouter.journal.running import Running
-from eventrouter.journal.segments import MOST, Part, cut
+from eventrouter.journal.segments import MOST, Packed, Part, cut
 from eventrouter.journal.writer import Accept, Accounted, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
 from eventrouter.model import Decision, Done, Event, Release, RetryAt
 
@@ -78,6 +78,7 @@ class SqliteJournal:
         self._cuts = not history and not archive  # which keep events one by one
         self._writer: Writer | None = None
         self._put: Callable[[Operation], None] = _closed
+        self._behind: Set[str] = frozenset()
         self._seq = 0
         self._running: Counter[str] = Counter()  # of each function, how many are handed out
         self._ready: list[Claim] = []
@@ -105,7 +106,7 @@ class SqliteJournal:
             self._writer.put(Close(loop.create_future()))
             raise
         self._marks.clear()
-        self._put = self._writer.put
+        self._put, self._behind = self._writer.put, self._writer.behind
 
     async def close(self) -> None:
         if self._writer is None or self._put is _closed:
@@ -151,7 +152,7 @@ class SqliteJournal:
     def _accept(self, future: asyncio.Future[list[bool]], claims: Sequence[Claim], *, cuts: bool) -> Accept:
         """cuts: into segments; not for what is tried again when a commit fails, as these change on their way into the file."""
         seq, born = self._seq, self._clock.monotonic()
-        accept = Accept(future, claims, seq, born)
+        accept = Accept(future, len(claims), seq, born)
         together: list[Claim] = []
         function, whole, natural = "", False, False
         for claim in claims:
@@ -176,7 +177,10 @@ class SqliteJournal:
             accept.parts.append((None, [claim], packed))
         if together:
             accept.parts += self._cut(together)
-        accept.natural = natural
+        if natural:
+            accept.natural = claims
+        elif behind := self._behind:
+            accept.parts = [part if part[0] is None or part[0].function not in behind else (part[0], [], b"") for part in accept.parts]
         self._seq = seq
         return accept
 
@@ -474,7 +478,7 @@ class SqliteJournal:
         ended = [operation for operation in commit.settled if isinstance(operation, Settlement)]
         accepts = [*commit.accepts, *(operation.copies for operation in ended if operation.copies is not None)]
         names = {operation.claim.function for operation in ended}
-        names.update(claim.function for accept in accepts for claim in accept.claims)
+        names.update(claims[0].function for accept in accepts for _, claims, _ in accept.parts if claims)
         self._wake_listeners(names)
 
     def _wake_listeners(self, names: Set[str] | None = None) -> None:
@@ -498,8 +502,13 @@ class SqliteJournal:
                 if not self._blocked[place]:
                     del self._blocked[place]
 
-    def _hand_out(self, claims: Sequence[Claim]) -> None:
+    def _hand_out(self, claims: Sequence[Claim | Packed]) -> None:
         for claim in claims:
+            if isinstance(claim, Packed):
+                unpacked = claim.claims(held=True)
+                self._running[claim.segment.function] += len(unpacked)
+                self._ready += unpacked
+                continue
             self._running[claim.function] += 1
             claim.held = True
             if claim.key is not None and (claim.function, claim.key) in self._blocked and self._put is not _closed:

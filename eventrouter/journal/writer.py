@@ -19,7 +19,7 @@ from eventrouter.journal.backlog import Backlog, State
 from eventrouter.journal.database import CLOCK_STEP, START, Batch, Database
 from eventrouter.journal.protocol import Claim, Ledger, Note
 from eventrouter.journal.schema import PARKED, RUNNING, WAITING
-from eventrouter.journal.segments import Part, Segment
+from eventrouter.journal.segments import Packed, Part, Segment
 
 T = TypeVar("T")
 
@@ -27,26 +27,26 @@ _FULL: Final = 1024  # rows: a longer commit would make the loop wait for work, 
 _MEMORY: Final = 64 * 1024 * 1024  # bytes of events handed out, all functions together
 _SHARE: Final = 256 * 1024  # ... and the least of one function
 _LINGER: Final = 0.005  # seconds that completions wait for something that is awaited, to be written with it
+_BEHIND: Final = 16_384  # events: what comes for a function that has more before it is not kept in memory until it is written
 _LOOK: Final = 1.0  # seconds between looks at the disk's free space
 
 
 class Accept:
-    """New events, claims. parts: of them, in their order.
+    """New events. parts: of them, in their order; a segment that nobody will be handed soon has no claims.
 
-    first: the sequence number of the first. natural: whether any may be a repeat. born: when they came, in monotonic seconds.
-    answer: after the commit.
+    first: the sequence number of the first. natural: the claims, if any may be a repeat. born: when they came, in monotonic seconds.
+    answer: after the commit, of each.
     """
 
-    __slots__ = ("answer", "born", "claims", "first", "future", "natural", "parts")
+    __slots__ = ("answer", "born", "first", "future", "natural", "parts")
 
-    def __init__(self, future: asyncio.Future[list[bool]], claims: Sequence[Claim], first: int, born: float) -> None:
+    def __init__(self, future: asyncio.Future[list[bool]], count: int, first: int, born: float) -> None:
         self.future = future
-        self.claims = claims
         self.first = first
         self.born = born
         self.parts: list[Part] = []
-        self.natural = False
-        self.answer = [True] * len(claims)
+        self.natural: Sequence[Claim] = ()
+        self.answer = [True] * count
 
 
 class Accounted(list[Claim]):
@@ -136,7 +136,7 @@ class Commit:
         self.settled: list[Done | Settlement] = []
         self.calls: list[Call[Any]] = []
         self.close: Close | None = None
-        self.claims: list[Claim] = []
+        self.claims: list[Claim | Packed] = []
         self.timers: list[tuple[str, float]] = []
         self.pressure = ""
         self.step = 0.0
@@ -185,6 +185,7 @@ class Writer(Thread):
         self.put = self._queue.put
         self._lanes: dict[str, Backlog] = {}
         self._hungry: dict[Backlog, None] = {}  # those with credit that may have a backlog
+        self.behind: set[str] = set()  # functions with a long backlog; the loop looks
         self._sated: dict[Backlog, None] = {}  # ... but so many bytes in memory that they must wait
         self._before: dict[Backlog, State] = {}  # as they were before this transaction
         self._offset = self._monotonic = 0.0  # of the wall clock from the monotonic one, and that at this commit
@@ -197,6 +198,8 @@ class Writer(Thread):
             now = self._clock.time()
             self._offset = now - self._clock.monotonic()
             recovered = self._database.open(now, self._running)
+            for function, count in segments.waiting(self._database).items():
+                self._lane(function).behind = count
         except Exception as error:
             self._tell(self._opened_or_not, None, error)
             return
@@ -285,7 +288,7 @@ class Writer(Thread):
         """The rows that it has besides the first."""
         if isinstance(operation, Accept):
             commit.accepts.append(operation)
-            return len(operation.claims) - 1
+            return len(operation.answer) - 1
         if isinstance(operation, Settlement):
             commit.settled.append(operation)
             if operation.into == "released":
@@ -382,6 +385,8 @@ class Writer(Thread):
                 self._remember(lane)
                 found, due = lane.take(self._database, now, -self._offset, room)
                 commit.claims += found
+                if lane.behind <= _BEHIND:
+                    self.behind.discard(lane.function)
                 if due is not None:
                     commit.timers.append((lane.function, due))
             elif lane.credit > 0:
@@ -399,7 +404,7 @@ class Writer(Thread):
         whole: list[tuple[Segment, float]] = []
         for accept in accepts:
             at = accept.born + self._offset
-            for seq in repeats.intersection(range(accept.first, accept.first + len(accept.claims))) if repeats else ():
+            for seq in repeats.intersection(range(accept.first, accept.first + len(accept.answer))) if repeats else ():
                 accept.answer[seq - accept.first] = False
             for segment, claims, packed in accept.parts:
                 if segment is not None:
@@ -427,18 +432,22 @@ class Writer(Thread):
                 if claim.seq in repeats:
                     segment.done[claim.seq - segment.seq] = 1
             claims = [claim for claim in claims if claim.seq not in repeats]
-        if not claims:
-            return
+            if 0 not in segment.done:
+                return
         lane = self._lane(segment.function)
-        direct = not lane.waits and lane.credit >= len(claims) and self._room(lane) > 0
+        direct = bool(claims) and not lane.waits and lane.credit >= len(claims) and self._room(lane) > 0
+        self._remember(lane)
         if direct:
-            self._remember(lane)
             lane.passed = segment.seq
             lane.credit -= len(claims)
             lane.held += segment.size
             commit.claims += claims
-        elif not lane.waits or (lane.credit > 0 and lane not in self._hungry):
-            self._wake(lane)
+        else:
+            lane.behind += segment.done.count(0)
+            if lane.behind > _BEHIND:
+                self.behind.add(lane.function)
+            if not lane.waits or (lane.credit > 0 and lane not in self._hungry):
+                self._wake(lane)
         if whole and (whole[-1][0].seq in self._database.segments) is direct and whole[-1][0].joined(segment, claims):
             return
         if direct:
@@ -490,7 +499,7 @@ class Writer(Thread):
             and "replay" not in claim.event.attributes
         ]
         self._database.archive.add(rows)
-        self._database.archive.trim(sum(len(accept.claims) for accept in accepts), now)
+        self._database.archive.trim(sum(len(accept.answer) for accept in accepts), now)
 
     def _room(self, lane: Backlog) -> int:
         """Bytes that it may still be handed."""
@@ -524,10 +533,8 @@ class Writer(Thread):
         keys: list[Any] = []
         noted: list[tuple[int, Note]] = []
         for accept in accepts:
-            if not accept.natural:
-                continue
             at = accept.born + self._offset
-            for claim in accept.claims:
+            for claim in accept.natural:
                 if claim.event.dedupe and dedupe:
                     keys += (claim.event.source, claim.event.id, claim.function, claim.seq, at)
                 if claim.note is not None:
@@ -545,7 +552,7 @@ class Writer(Thread):
             self._before[lane] = lane.state()
 
     def _undo(self, commit: Commit) -> None:
-        self._database.taken.difference_update([claim.seq for claim in commit.claims])
+        self._database.taken.difference_update([claim.seq for claim in commit.claims if isinstance(claim, Claim)])
         for lane, state in self._before.items():
             segments.forget(self._database, lane.function, past=state[2])
             lane.restore(state)
