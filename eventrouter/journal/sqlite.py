@@ -10,7 +10,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from functools import partial
+from itertools import groupby
 from math import inf
+from operator import attrgetter
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Final, TypeVar
@@ -37,7 +39,7 @@ from eventrouter.journal.protocol import (
 )  # fmt: skip
 from eventrouter.journal.running import Running
 from eventrouter.journal.segments import MOST, Packed, Part, cut
-from eventrouter.journal.writer import Accept, Accounted, Call, Close, Commit, Due, Limits, Opened, Operation, Settlement, Want, Writer
+from eventrouter.journal.writer import Accept, Call, Close, Commit, Completed, Due, Limits, Opened, Operation, Settlement, Want, Writer
 from eventrouter.model import Decision, Done, Event, Release, RetryAt
 
 T = TypeVar("T")
@@ -46,6 +48,8 @@ log = logging.getLogger("eventrouter.journal")
 _TRY_AGAIN: Final = 1.0  # seconds after a failed commit, or when there is no room
 _DONE: Final = Done()
 _RELEASE: Final = Release()
+_SEGMENT: Final = attrgetter("segment")
+_SEQ: Final = attrgetter("seq")
 
 
 class SqliteJournal:
@@ -243,7 +247,7 @@ class SqliteJournal:
         seq, function, key = claim.seq, claim.function, claim.key
         operation: Operation
         if isinstance(decision, Done) and key is None and not copies and not notes:
-            operation = [claim] if ledger is None else Accounted([claim], ledger)
+            operation = Completed([(claim.segment, [seq])], 1, ledger)
         else:
             accept = self._accept(asyncio.get_running_loop().create_future(), copies, cuts=False) if copies else None
             packed = None if claim.segment is None or isinstance(decision, Done) else _packed(claim.event)
@@ -285,7 +289,8 @@ class SqliteJournal:
                 self._marks.end(claim.mark)
         self._running[function] -= len(held)
         self._freed[function] = self._freed.get(function, 0) + size
-        self._put(held if ledger is None else Accounted(held, ledger))
+        parts = [(segment, [*map(_SEQ, those)]) for segment, those in groupby(held, _SEGMENT)]
+        self._put(Completed(parts, len(held), ledger))
 
     async def flush(self) -> None:
         await self._ask(_nothing)
@@ -494,7 +499,7 @@ class SqliteJournal:
         self._pressure = pressure
         self._set_fault(pressure)
 
-    def _unblock(self, settled: Sequence[Sequence[Claim] | Settlement]) -> None:
+    def _unblock(self, settled: Sequence[Completed | Settlement]) -> None:
         for operation in settled:
             if isinstance(operation, Settlement) and operation.claim.key is not None and operation.into in ("retries", "parked"):
                 place = operation.claim.function, operation.claim.key

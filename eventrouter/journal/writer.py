@@ -49,13 +49,17 @@ class Accept:
         self.answer = [True] * count
 
 
-class Accounted(list[Claim]):
-    """Completions, and what is written down of them."""
+class Completed:
+    """Completions without anything besides, but what is written down of them. parts: of each segment the numbers, and of rows.
 
-    __slots__ = ("ledger",)
+    Of claims nothing is kept, so that who ran them can free them while they are in its processor's caches.
+    """
 
-    def __init__(self, claims: Sequence[Claim], ledger: Ledger) -> None:
-        super().__init__(claims)
+    __slots__ = ("count", "ledger", "parts")
+
+    def __init__(self, parts: list[tuple[Segment | None, list[int]]], count: int, ledger: Ledger | None) -> None:
+        self.parts = parts
+        self.count = count
         self.ledger = ledger
 
 
@@ -115,9 +119,7 @@ class Close(NamedTuple):
     future: asyncio.Future[None]
 
 
-# Completions without anything besides are the most frequent operation, and nothing but the claims.
-Done = Sequence[Claim]
-Operation = Done | Accept | Settlement | Want | Due | Call[Any] | Close
+Operation = Completed | Accept | Settlement | Want | Due | Call[Any] | Close
 
 
 class Commit:
@@ -133,7 +135,7 @@ class Commit:
 
     def __init__(self) -> None:
         self.accepts: list[Accept] = []
-        self.settled: list[Done | Settlement] = []
+        self.settled: list[Completed | Settlement] = []
         self.calls: list[Call[Any]] = []
         self.close: Close | None = None
         self.claims: list[Claim | Packed] = []
@@ -224,7 +226,7 @@ class Writer(Thread):
             self._opened.set_exception(error)
 
     def _write_until_closed(self) -> None:
-        kept: list[Done | Settlement] = []
+        kept: list[Completed | Settlement] = []
         failed = closed = False
         while not closed:
             commit = self._gather(kept, wait=failed or not self._hungry)
@@ -250,8 +252,9 @@ class Writer(Thread):
             if not self._tell(self._heard, commit) and not closed:
                 self._database.close()
                 closed = True
+            del commit  # what it holds is freed by the loop, which has it in its processor's caches
 
-    def _gather(self, kept: list[Done | Settlement], *, wait: bool) -> Commit:
+    def _gather(self, kept: list[Completed | Settlement], *, wait: bool) -> Commit:
         commit = Commit()
         settled = commit.settled
         settled += kept
@@ -271,9 +274,9 @@ class Writer(Thread):
                     break
                 ready = self._queue.qsize()
             room -= 1
-            if isinstance(operation, list):
+            if isinstance(operation, Completed):
                 settled.append(operation)
-                room -= len(operation) - 1
+                room -= operation.count - 1
             elif isinstance(operation, Want):
                 lane = self._lane(operation.function)
                 lane.credit += operation.credit
@@ -281,7 +284,7 @@ class Writer(Thread):
                     self._hungry[lane] = None
             else:
                 commit.awaited = True
-                room -= self._gather_other(operation, commit)  # type: ignore[arg-type]
+                room -= self._gather_other(operation, commit)
         return commit
 
     def _gather_other(self, operation: Accept | Settlement | Due | Call[Any] | Close, commit: Commit) -> int:
@@ -337,7 +340,6 @@ class Writer(Thread):
         batch = Batch()
         copies: list[Accept] = []
         ledgers: list[Ledger] = []
-        segment: Segment | None = None
         for operation in commit.settled:
             if isinstance(operation, Settlement):
                 self._add(operation, batch, now)
@@ -346,19 +348,17 @@ class Writer(Thread):
                 if operation.ledger is not None:
                     ledgers.append(operation.ledger)
                 continue
-            if type(operation) is Accounted:
+            if operation.ledger is not None:
                 ledgers.append(operation.ledger)
-            for claim in operation:
-                if claim.segment is None:
-                    batch.done.append(claim.seq)
+            for segment, seqs in operation.parts:
+                if segment is None:
+                    batch.done += seqs
                     continue
-                if claim.segment is not segment:
-                    segment = claim.segment
-                    assert segment is not None
-                    batch.touched[segment] = None
-                    done, first = segment.done, segment.seq
-                done[claim.seq - first] = 1
-                batch.ended += 1
+                batch.touched[segment] = None
+                batch.ended += len(seqs)
+                done, first = segment.done, segment.seq
+                for seq in seqs:
+                    done[seq - first] = 1
         return batch, copies, ledgers
 
     def _add(self, operation: Settlement, batch: Batch, now: float) -> None:
