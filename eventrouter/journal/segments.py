@@ -44,11 +44,11 @@ class Segment:
 
     __slots__ = ("done", "function", "noted", "packed", "seq", "size", "spare")
 
-    def __init__(self, seq: int, function: str, packed: Sequence[bytes], done: bytearray) -> None:
+    def __init__(self, seq: int, function: str, packed: bytes, done: bytearray) -> None:
         self.seq = seq
         self.function = function
-        self.packed = list(packed)
-        self.size = sum(map(len, packed))
+        self.packed = [packed]
+        self.size = len(packed)
         self.done = done
         self.spare = 0
         self.noted = False
@@ -84,7 +84,7 @@ def cut(claims: list[Claim], seq: int, most: int) -> list[Part]:
         while len(packed) > _LARGE and len(some) > 1:
             some = some[: len(some) // 2]
             packed = pack_many([claim.event for claim in some])
-        segment = Segment(seq, some[0].function, [packed], bytearray(len(some)))
+        segment = Segment(seq, some[0].function, packed, bytearray(len(some)))
         size = len(packed) // len(some)
         for claim in some:
             claim.segment = segment
@@ -105,7 +105,8 @@ def insert(database: Database, segments: Sequence[tuple[Segment, float]]) -> Non
     for one, _ in segments:
         one.packed = []
         database.live += len(one.done) - sum(one.done)
-    progress(database, [one for one, _ in segments if any(one.done)])
+    if some := [one for one, _ in segments if 1 in one.done]:
+        progress(database, some)
 
 
 def progress(database: Database, segments: Iterable[Segment]) -> None:
@@ -170,7 +171,7 @@ def take(database: Database, function: str, after: int, born: float, limit: int,
             break
         room -= len(packed)
         after = seq
-        segment = Segment(seq, function, [], bytearray(done or events))
+        segment = Segment(seq, function, b"", bytearray(done or events))
         segment.noted = done is not None
         database.segments[seq] = segment
         segment.spare = segment.done.count(0)
@@ -199,7 +200,7 @@ def move_out(database: Database, seq: int, deaths: int) -> None:
     if row is None or seq >= row[0] + row[2]:
         return
     first, function, count, accepted, packed, done = row
-    segment = Segment(first, function, [], bytearray(done or count))
+    segment = Segment(first, function, b"", bytearray(done or count))
     segment.noted = done is not None
     if segment.done[seq - first]:
         return
