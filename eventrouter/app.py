@@ -278,7 +278,7 @@ class App:
             if self._processes is not None:
                 stack.push_async_callback(self._processes.close)
                 if sources:  # else only if a command needs it
-                    self._processes.load()
+                    await self._processes.load()
             await self.access.load()
             make_here(Here(asyncio.get_running_loop(), self))
             self.sources = self._make_sources()

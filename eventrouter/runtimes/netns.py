@@ -164,10 +164,12 @@ class Namespaces:
 
     async def build(self) -> None:
         """Raises ConfigError when the kernel won't; nothing is left then."""
-        await self._in_thread(self._build)
+        if self._networks:
+            await self._in_thread(self._build)
 
     async def close(self) -> None:
-        await self._in_thread(self._close)
+        if self._networks:
+            await self._in_thread(self._close)
 
     async def _in_thread(self, work: Any) -> None:
         # One of its own that ends with it: it goes about in namespaces, and no other work must ever be done in one of them.

@@ -67,9 +67,14 @@ class ProcessRuntime:
         self._closing = False
         self._context = contextvars.Context()  # not that of the invocation which happens to need an environment first
 
-    def load(self) -> None:
-        """Begin to load the app into the template, beside all else that starts; else it is loaded when it's needed."""
+    async def load(self) -> None:
+        """Begin to load the app into the template, beside all else that starts; else it is loaded when it's needed.
+
+        Raises ConfigError when the functions' networks can't be made.
+        """
+        await self._build()
         self._loading = asyncio.create_task(self._load(), name="template")
+        await asyncio.sleep(0)  # else the process would begin only once this one has imported its sources, and it is to import meanwhile
 
     def start(self) -> None:
         """Take this context for what isn't an invocation's."""
@@ -465,11 +470,7 @@ class ProcessRuntime:
 
     async def _load(self) -> str:
         """Why it can't be, or nothing. Raises ConfigError when the functions' networks can't be made."""
-        if not self._built:
-            await self._namespaces.build()
-            self._built = True
-            for crew in self._crews.values():
-                crew.setup.network = self._namespaces.path(crew.name)
+        await self._build()
         template = Template(self._died, self._template_died)
         try:
             fault = await template.load(self._recipe)
@@ -485,6 +486,13 @@ class ProcessRuntime:
         if self._started:  # else what is to be kept warm would be started outside of its context
             self._refill()
         return ""
+
+    async def _build(self) -> None:
+        if not self._built:
+            await self._namespaces.build()
+            self._built = True
+            for crew in self._crews.values():
+                crew.setup.network = self._namespaces.path(crew.name)
 
     def _template_died(self) -> None:
         """With it all its environments."""
