@@ -16,7 +16,7 @@ from eventrouter import on
 from eventrouter.clock import SystemClock
 from eventrouter.engine import Engine
 from eventrouter.functions import Function, Policy
-from eventrouter.journal.protocol import Claim, Ledger, Note
+from eventrouter.journal.protocol import Claim, Fresh, Ledger, Note
 from eventrouter.model import Decision
 
 COUNT = 409_600
@@ -31,14 +31,14 @@ class InstantJournal:
         self._claims: list[Claim] = []
         self._any = asyncio.Event()
 
-    def accept(self, entries: Sequence[Claim]) -> asyncio.Future[list[bool]]:
+    def accept(self, entries: Sequence[Claim], told: Fresh = list) -> asyncio.Future[Any]:
         self._claims += entries
         now = self._now()
         for claim in entries:
             claim.born = now
         self._any.set()
-        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
-        done.set_result([True] * len(entries))
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(told([True] * len(entries)))
         return done
 
     async def claims(self) -> list[Claim]:

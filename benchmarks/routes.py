@@ -23,7 +23,7 @@ from eventrouter import Event, Queue, Terms, Trigger
 from eventrouter.clock import SystemClock
 from eventrouter.engine import Engine
 from eventrouter.functions import Function, Policy
-from eventrouter.journal.protocol import Claim
+from eventrouter.journal.protocol import Claim, Fresh
 from eventrouter_events import events as bus
 from eventrouter_http.routes import Routes
 from eventrouter_mqtt import mqtt
@@ -123,10 +123,10 @@ class _Counting:
     def __init__(self) -> None:
         self.taken = 0
 
-    def accept(self, entries: Sequence[Claim]) -> asyncio.Future[list[bool]]:
+    def accept(self, entries: Sequence[Claim], told: Fresh = list) -> asyncio.Future[Any]:
         self.taken += len(entries)
-        done: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
-        done.set_result([True] * len(entries))
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(told([True] * len(entries)))
         return done
 
 

@@ -72,7 +72,7 @@ class TimedJournal:
 
     def __init__(self, journal: Any, stages: Stages) -> None:
         self._journal = journal
-        self.accept: Callable[[Sequence[Claim]], asyncio.Future[list[bool]]] = stages.timed("accept", journal.accept)
+        self.accept: Callable[..., asyncio.Future[Any]] = stages.timed("accept", journal.accept)
         self.finish: Callable[[Sequence[Claim]], None] = stages.timed("settle", journal.finish)
 
     def __getattr__(self, name: str) -> Any:

@@ -304,15 +304,20 @@ class Engine:
         lane.waiting = False
         return self._start_worker(lane)
 
-    async def _work(self, lane: Lane) -> None:
-        """Run claims of one lane; rest while there are none."""
+    async def _work(self, lane: Lane | None) -> None:
+        """Run claims of a lane, and then of the next that has some."""
         task = asyncio.current_task()
         assert task is not None
+        while lane is not None:
+            lane = await self._work_for(lane, task)
+
+    async def _work_for(self, lane: Lane, task: asyncio.Task[None]) -> Lane | None:
+        """Run its claims; rest while there are none. Which lane is the next."""
         slot = self._slot(task, lane.function.name, request=False)
         mark, done = self.journal.marker(), list[Claim]()  # those done are told to the journal together, before anything is waited for
         sprint = self._attempts.sprinter(lane, slot, mark, done)
-        rests = True
-        while rests:
+        following: Lane | None = lane
+        while following is lane:
             lane.starting = ended = False
             try:
                 if lane.policy.batch is not None:
@@ -322,11 +327,13 @@ class Engine:
                 ended = True
             finally:
                 spare = self._release(lane, slot, ended=ended)
-            if rests := spare and not self._stopping and await self.workers.rest(lane):
+            following = await self.workers.rest(lane) if spare and not self._stopping else None
+            if following is lane:
                 slot.reuse(task, lane.function.name, request=False)
                 self._sweeper.slots.add(slot)
         if spare:
             self._spare.append(slot)
+        return following
 
     def _slot(self, task: asyncio.Task[Any], function: str, *, request: bool) -> Slot:
         if self._spare:

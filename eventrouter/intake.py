@@ -305,22 +305,14 @@ class Intake:
         return self.queues[name]
 
     def _accept(self, entries: list[Claim]) -> asyncio.Future[int]:
-        receipt: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if not entries:
+            receipt: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             receipt.set_result(0)
             return receipt
-
         names = [*map(_FUNCTION, entries)]  # not the entries, which may be in the file alone soon
 
-        def accepted(written: asyncio.Future[list[bool]]) -> None:
-            error = None if written.cancelled() else written.exception()
-            if receipt.done():
-                return
-            if error is not None:
-                receipt.set_exception(error)
-                return
+        def accepted(fresh: list[bool]) -> int:
             crash_point("receipt.before")
-            fresh = written.result()
             new = sum(fresh)
             self.repeats += len(fresh) - new
             counts = {names[0]: new} if len(names) == 1 else Counter(compress(names, fresh))
@@ -328,11 +320,10 @@ class Intake:
                 lane = self.lanes.get(name) or self.queues.get(name)
                 if lane is not None:
                     lane.accepted += count
-            receipt.set_result(new)
+            return new
 
         crash_point("accept.before")
-        self._journal.accept(entries).add_done_callback(accepted)
-        return receipt
+        return self._journal.accept(entries, accepted)
 
     def forward(self, target: str, message: Message) -> asyncio.Future[int]:
         """Journal what goes to a destination; see `Router.forward`."""

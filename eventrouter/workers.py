@@ -10,7 +10,7 @@ from typing import Any, Final
 from eventrouter.lanes import Lane
 from eventrouter.lineage import set_cause
 
-_RESTING: Final = 64  # workers, one of a lane; the one that has rested longest makes room
+_RESTING: Final = 64  # workers, one of a lane; the one that has rested longest goes to another lane, or ends
 
 
 class Workers:
@@ -19,7 +19,7 @@ class Workers:
     def __init__(self, work: Callable[[Lane], Coroutine[Any, Any, None]]) -> None:
         self.tasks: set[asyncio.Task[None]] = set()
         self._work = work
-        self._resting: dict[Lane, asyncio.Future[bool]] = {}
+        self._resting: dict[Lane, asyncio.Future[Lane | None]] = {}
         self._context = copy_context()
 
     def begin(self) -> None:
@@ -27,28 +27,34 @@ class Workers:
         self._context = copy_context()
 
     def start(self, lane: Lane) -> None:
-        if (resting := self._resting.pop(lane, None)) is not None:
-            resting.set_result(True)
+        resting = self._resting.pop(lane, None)
+        if resting is None and len(self._resting) == _RESTING:
+            resting = self._longest()
+        if resting is not None:
+            resting.set_result(lane)
             return
-        task = asyncio.get_running_loop().create_task(self._work(lane), name=f"lane {lane.name}", context=self._context.copy())
+        task = asyncio.get_running_loop().create_task(self._work(lane), name="worker", context=self._context.copy())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def rest(self, lane: Lane) -> bool:
-        """To be awaited by a worker that finds nothing to do: whether there is something again, or it is to end."""
+    async def rest(self, lane: Lane) -> Lane | None:
+        """To be awaited by a worker that finds nothing to do: the lane that has something for it, or it is to end."""
         if lane in self._resting:
-            return False
+            return None
         set_cause(None)
         if len(self._resting) == _RESTING:
-            self._resting.pop(next(iter(self._resting))).set_result(False)
-        resting: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._longest().set_result(None)
+        resting: asyncio.Future[Lane | None] = asyncio.get_running_loop().create_future()
         self._resting[lane] = resting
         return await resting
+
+    def _longest(self) -> asyncio.Future[Lane | None]:
+        return self._resting.pop(next(iter(self._resting)))
 
     async def stop(self) -> None:
         """Wait until all have ended; those at rest do now."""
         for resting in self._resting.values():
-            resting.set_result(False)
+            resting.set_result(None)
         self._resting.clear()
         if self.tasks:
             await asyncio.wait(self.tasks)

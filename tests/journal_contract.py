@@ -271,6 +271,21 @@ class JournalContract:
         journal.settle(one, DONE)
         assert numbers(await self.claims(journal, 1)) == [2]
 
+    async def test_what_nobody_has_taken_yet_is_counted_once_when_some_of_it_goes_back(self, journal: Journal, clock: ManualClock) -> None:
+        journal.want("f", 20)
+        await journal.flush()
+        await journal.accept(keyed("a", 1))
+        (one,) = await self.claims(journal, 1)
+        await journal.accept([*keyed("a", 2), *entries("f", 3)])  # handed out, and not taken
+        journal.settle(one, RetryAt(clock.time() + 30, 1))
+        await journal.flush()
+        assert await journal.depth() == {"f": {"waiting": 2, "running": 1, "dead": 0}}
+        (three,) = await self.claims(journal, 1)
+        assert numbers([three]) == [3]
+        journal.settle(three, DONE)
+        await journal.flush()
+        assert await journal.depth() == {"f": {"waiting": 2, "running": 0, "dead": 0}}
+
     async def test_what_is_removed_by_hand_frees_its_key(self, journal: Journal) -> None:
         await journal.accept(keyed("a", 1, 2, 3))
         for n in (1, 2):

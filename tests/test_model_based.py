@@ -31,7 +31,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from eventrouter import App, Batch, Event, PartialFailure, Plugin, Queue, Reject, Retry, Source, Terms, fixed, new_id, on
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
-from eventrouter.journal.protocol import Claim, Ledger, LetterQuery, claim_id
+from eventrouter.journal.protocol import Claim, Fresh, Ledger, LetterQuery, claim_id
 from eventrouter.journal.schema import PARKED, RUNNING, WAITING
 from eventrouter.journal.sqlite import SqliteJournal, _closed
 from eventrouter.journal.writer import Commit
@@ -566,11 +566,14 @@ class RouterMachine(Machine):
                     callback()
             heard(commit)
 
-        def accepting(entries: Sequence[Claim]) -> asyncio.Future[list[bool]]:
+        def accepting(entries: Sequence[Claim], told: Fresh = list) -> asyncio.Future[Any]:
             first = journal._seq
-            receipt = accept(entries)
-            receipt.add_done_callback(lambda _: self.receipt(receipt, entries, first))
-            return receipt
+
+            def hear(fresh: list[bool]) -> Any:
+                self.receipt(fresh, entries, first)
+                return told(fresh)
+
+            return accept(entries, hear)
 
         def settling(
             claim: Any, decision: Decision, entries: Sequence[Claim] = (), notes: Sequence[Any] = (), ledger: Ledger | None = None
@@ -602,14 +605,13 @@ class RouterMachine(Machine):
         journal.accept, journal.settle, journal.started, journal._heard = accepting, settling, starting, hear  # type: ignore[method-assign]
         journal.finish, journal.marker = finishing, marker  # type: ignore[method-assign]
 
-    def receipt(self, receipt: asyncio.Future[list[bool]], entries: Sequence[Claim], first: int) -> None:
+    def receipt(self, fresh: list[bool], entries: Sequence[Claim], first: int) -> None:
         self.ticks += 1
-        if receipt.exception() is None:
-            for seq, (entry, new) in enumerate(zip(entries, receipt.result(), strict=True), first):
-                if new:
-                    owed = entry.function, entry.event.json()["n"]
-                    self.accepted.add(owed)
-                    self.open_[owed] = seq, entry.key
+        for seq, (entry, new) in enumerate(zip(entries, fresh, strict=True), first):
+            if new:
+                owed = entry.function, entry.event.json()["n"]
+                self.accepted.add(owed)
+                self.open_[owed] = seq, entry.key
 
     def starts(self, claim: Any) -> None:
         self.ticks += 1

@@ -7,14 +7,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from eventrouter import App, on
+from eventrouter import on
 from support import event, local, put, running, until
 
 MEMORY = "[journal]\nurl = 'memory'\n"
-
-
-def names(app: App) -> list[str]:
-    return sorted(task.get_name() for task in app.engine.workers.tasks)
 
 
 async def test_the_next_event_has_the_worker_of_the_last(tmp_path: Path) -> None:
@@ -48,27 +44,47 @@ async def test_those_that_ran_beside_each_other_leave_one(tmp_path: Path) -> Non
         for _ in range(3):
             await put(app, "a")
         await until(lambda: both.is_set() and not app.engine.lanes["handler"].active)
-        await until(lambda: names(app) == ["lane handler"])
+        await until(lambda: len(app.engine.workers.tasks) == 1)
 
 
-async def test_no_more_than_64_rest(tmp_path: Path) -> None:
-    ran: list[str] = []
+def many(ran: list[Any], go: asyncio.Event | None = None) -> dict[str, Callable[..., Any]]:
+    """Seventy functions that note the tasks they run in."""
 
     def made(name: str) -> Callable[..., Any]:
         async def handler() -> None:
-            ran.append(name)
+            ran.append(asyncio.current_task())
+            if go is not None:
+                await go.wait()
 
         handler.__name__ = name
         return on(local(name))(handler)
 
-    functions = [f"f{number:03}" for number in range(70)]
-    async with running(tmp_path, *map(made, functions), toml=MEMORY) as app:
-        for round in range(2):
-            for count, name in enumerate(functions, 1 + 70 * round):
-                await put(app, name)
-                await until(lambda name=name, count=count: len(ran) == count and not app.engine.lanes[name].active)
-        await until(lambda: names(app) == [f"lane {name}" for name in functions[6:]])  # those that rested last
-    assert ran == functions * 2
+    return {name: made(name) for name in (f"f{number:03}" for number in range(70))}
+
+
+async def test_sixty_four_serve_any_number_of_functions(tmp_path: Path) -> None:
+    tasks: list[Any] = []
+    functions = many(tasks)
+    async with running(tmp_path, *functions.values(), toml=MEMORY) as app:
+        for count, name in enumerate([*functions] * 2, 1):
+            await put(app, name)
+            await until(lambda name=name, count=count: len(tasks) == count and not app.engine.lanes[name].active)
+        assert len(app.engine.workers.tasks) == 64
+    assert len(set(tasks)) == 64
+    assert tasks[:64] != tasks[70:134]
+
+
+async def test_no_more_than_sixty_four_rest(tmp_path: Path) -> None:
+    tasks: list[Any] = []
+    go = asyncio.Event()
+    functions = many(tasks, go)
+    async with running(tmp_path, *functions.values(), toml=MEMORY) as app:
+        for name in functions:
+            await put(app, name)
+        await until(lambda: len(tasks) == 70)
+        assert len(app.engine.workers.tasks) == 70
+        go.set()
+        await until(lambda: len(app.engine.workers.tasks) == 64)
 
 
 async def test_who_needs_a_worker_lends_it_no_context_variables(tmp_path: Path) -> None:

@@ -124,6 +124,9 @@ class Claim(msgspec.Struct, eq=False, gc=False):
         return claim_id(self.seq)
 
 
+Fresh = Callable[[list[bool]], Any]  # is told of several claims which were new, and which repeats
+
+
 def is_queue(function: str) -> bool:
     """Whether it is a queue's name, such as `sqs:jobs`; no function has one with a colon."""
     return ":" in function
@@ -247,9 +250,10 @@ class Journal(Protocol):
     def on_fault(self, heard: Callable[[str], None]) -> None:
         """Call it with `fault` whenever events are not taken any more, and when they are again."""
 
-    def accept(self, claims: Sequence[Claim]) -> asyncio.Future[list[bool]]:
-        """Never blocks. Resolves once all are on disk; of each: True = new, False = a repeat.
+    def accept(self, claims: Sequence[Claim], told: Fresh = list) -> asyncio.Future[Any]:
+        """Never blocks. Resolves once all are on disk, to what `told` makes of it; of each: True = new, False = a repeat.
 
+        `told` is called even if nobody waits any more.
         Those whose event has a natural id are deduplicated by (source, id, function), those with a note by its key.
         Fails with JournalError when they could not be written, or there is no room for more; then none was.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from itertools import groupby
 from math import inf
@@ -22,11 +22,13 @@ import msgspec
 from eventrouter.clock import Clock, Timer
 from eventrouter.errors import JournalError
 from eventrouter.journal import queues, segments
+from eventrouter.journal.accepts import Accept, pack
 from eventrouter.journal.books import OpenBooks
 from eventrouter.journal.database import Database
 from eventrouter.journal.protocol import (
     Archived,
     Claim,
+    Fresh,
     Ledger,
     Letter,
     LetterQuery,
@@ -35,18 +37,16 @@ from eventrouter.journal.protocol import (
     Received,
     Whereabouts,
     claim_seq,
-    is_queue,
 )  # fmt: skip
 from eventrouter.journal.running import Running
-from eventrouter.journal.segments import MOST, Packed, Part, cut
-from eventrouter.journal.writer import Accept, Call, Close, Commit, Completed, Due, Limits, Opened, Operation, Settlement, Want, Writer
-from eventrouter.model import Decision, Done, Event, Release, RetryAt
+from eventrouter.journal.segments import MOST, Packed
+from eventrouter.journal.writer import Call, Close, Commit, Completed, Due, Limits, Opened, Operation, Settlement, Want, Writer
+from eventrouter.model import Decision, Done, Release, RetryAt
 
 T = TypeVar("T")
 log = logging.getLogger("eventrouter.journal")
 
 _TRY_AGAIN: Final = 1.0  # seconds after a failed commit, or when there is no room
-_DONE: Final = Done()
 _RELEASE: Final = Release()
 _SEGMENT: Final = attrgetter("segment")
 _SEQ: Final = attrgetter("seq")
@@ -143,58 +143,21 @@ class SqliteJournal:
 
     # Events
 
-    def accept(self, claims: Sequence[Claim]) -> asyncio.Future[list[bool]]:
-        future: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+    def accept(self, claims: Sequence[Claim], told: Fresh = list) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
             if self._pressure:
                 raise JournalError(self._pressure)
-            self._put(self._accept(future, claims, cuts=self._cuts))
+            self._put(self._accept(future, told, claims, self._most if self._cuts else None))
         except JournalError as error:
             future.set_exception(error)
         return future
 
-    def _accept(self, future: asyncio.Future[list[bool]], claims: Sequence[Claim], *, cuts: bool) -> Accept:
-        """cuts: into segments; not for what is tried again when a commit fails, as these change on their way into the file."""
-        seq, born = self._seq, self._clock.monotonic()
-        accept = Accept(future, len(claims), seq, born)
-        together: list[Claim] = []
-        function, whole, natural = "", False, False
-        for claim in claims:
-            claim.seq = seq
-            claim.born = born
-            seq += 1
-            natural = natural or claim.note is not None or claim.event.dedupe
-            if claim.function != function:
-                if together:
-                    accept.parts += self._cut(together)
-                    together = []
-                function = claim.function
-                whole = cuts and not is_queue(function)  # messages of queues are received one by one
-            if whole and claim.key is None and claim.note is None and not claim.delay:
-                together.append(claim)
-                continue
-            if together:
-                accept.parts += self._cut(together)
-                together = []
-            packed = _packed(claim.event)
-            claim.size = len(packed)
-            accept.parts.append((None, [claim], packed))
-        if together:
-            accept.parts += self._cut(together)
-        if natural:
-            accept.natural = claims
-        elif behind := self._behind:
-            accept.parts = [part if part[0] is None or part[0].function not in behind else (part[0], [], b"") for part in accept.parts]
-        self._seq = seq
+    def _accept(self, future: asyncio.Future[Any], told: Fresh, claims: Sequence[Claim], most: Mapping[str, int] | None) -> Accept:
+        accept = Accept(future, told, claims, self._seq, self._clock.monotonic())
+        accept.divide(claims, most, self._behind)
+        self._seq += len(claims)
         return accept
-
-    def _cut(self, claims: list[Claim]) -> list[Part]:
-        try:
-            return cut(claims, claims[0].seq, self._most.get(claims[0].function, MOST))
-        except (TypeError, ValueError, OverflowError):
-            for claim in claims:
-                _packed(claim.event)  # tells which it is
-            raise
 
     def want(self, function: str, count: int) -> None:
         self._most[function] = max(self._most.get(function, 0), min(count, MOST))
@@ -249,8 +212,9 @@ class SqliteJournal:
         if isinstance(decision, Done) and key is None and not copies and not notes:
             operation = Completed([(claim.segment, [seq])], 1, ledger)
         else:
-            accept = self._accept(asyncio.get_running_loop().create_future(), copies, cuts=False) if copies else None
-            packed = None if claim.segment is None or isinstance(decision, Done) else _packed(claim.event)
+            # No segments: what is tried again when a commit fails must not change on its way into the file.
+            accept = self._accept(asyncio.get_running_loop().create_future(), list, copies, None) if copies else None
+            packed = None if claim.segment is None or isinstance(decision, Done) else pack(claim.event)
             if isinstance(decision, Done):
                 operation = Settlement("done", seq, claim, packed, accept, notes, ledger)
             elif isinstance(decision, RetryAt):
@@ -271,9 +235,8 @@ class SqliteJournal:
         if isinstance(decision, RetryAt | Release) and key is not None:
             first = (function, key) not in self._blocked
             self._blocked[function, key] += 1
-            if first and self._ready:
-                handed, self._ready = self._ready, []
-                self._hand_out(handed)  # those behind it that nobody has taken yet go back with it
+            if first:
+                self._hold_back()
         if isinstance(decision, RetryAt):
             self._announce(function, decision.at)
 
@@ -464,8 +427,9 @@ class SqliteJournal:
             self._tell_listeners(commit)
         self._hand_out(commit.claims)
         for accept in commit.accepts:
+            told = accept.told(accept.answer)
             if not accept.future.done():
-                accept.future.set_result(accept.answer)
+                accept.future.set_result(told)
         for call in commit.calls:
             call.answer()
         for function, due in commit.timers:
@@ -516,8 +480,16 @@ class SqliteJournal:
                 continue
             self._running[claim.function] += 1
             claim.held = True
+            self._ready.append(claim)
+        if self._blocked:
+            self._hold_back()
+
+    def _hold_back(self) -> None:
+        """What was handed out before it was known that one before it goes back, and nobody has taken yet, goes back, too."""
+        ready, self._ready = self._ready, []
+        for claim in ready:
             if claim.key is not None and (claim.function, claim.key) in self._blocked and self._put is not _closed:
-                self.settle(claim, _RELEASE)  # handed out before it was known that one before it goes back
+                self.settle(claim, _RELEASE)
                 self.want(claim.function, 1)
             else:
                 self._ready.append(claim)
@@ -566,13 +538,6 @@ class SqliteJournal:
     def _due(self, function: str) -> None:
         at, _ = self._timers.pop(function)
         self._put(Due(function, at))
-
-
-def _packed(event: Event) -> bytes:
-    try:
-        return event.pack()
-    except (TypeError, ValueError, OverflowError) as error:
-        raise JournalError(f"{event!r} cannot be stored: {error}; attributes must be JSON types") from error
 
 
 def _is_closed() -> JournalError:

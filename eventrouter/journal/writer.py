@@ -15,11 +15,12 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 from eventrouter.clock import Clock
 from eventrouter.errors import JournalError
 from eventrouter.journal import segments
+from eventrouter.journal.accepts import Accept
 from eventrouter.journal.backlog import Backlog, State
 from eventrouter.journal.database import CLOCK_STEP, START, Batch, Database
 from eventrouter.journal.protocol import Claim, Ledger, Note
 from eventrouter.journal.schema import PARKED, RUNNING, WAITING
-from eventrouter.journal.segments import Packed, Part, Segment
+from eventrouter.journal.segments import Packed, Segment
 
 T = TypeVar("T")
 
@@ -29,24 +30,6 @@ _SHARE: Final = 256 * 1024  # ... and the least of one function
 _LINGER: Final = 0.005  # seconds that completions wait for something that is awaited, to be written with it
 _BEHIND: Final = 16_384  # events: what comes for a function that has more before it is not kept in memory until it is written
 _LOOK: Final = 1.0  # seconds between looks at the disk's free space
-
-
-class Accept:
-    """New events. parts: of them, in their order; a segment that nobody will be handed soon has no claims.
-
-    first: the sequence number of the first. natural: the claims, if any may be a repeat. born: when they came, in monotonic seconds.
-    answer: after the commit, of each.
-    """
-
-    __slots__ = ("answer", "born", "first", "future", "natural", "parts")
-
-    def __init__(self, future: asyncio.Future[list[bool]], count: int, first: int, born: float) -> None:
-        self.future = future
-        self.first = first
-        self.born = born
-        self.parts: list[Part] = []
-        self.natural: Sequence[Claim] = ()
-        self.answer = [True] * count
 
 
 class Completed:

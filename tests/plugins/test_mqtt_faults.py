@@ -71,8 +71,8 @@ def only(app: App) -> Any:
 
 
 def held() -> tuple[int, int]:
-    """File descriptors and tasks of this process."""
-    return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
+    """File descriptors and tasks of this process; of workers one rests, once there was work."""
+    return len(list(Path("/proc/self/fd").iterdir())), sum(task.get_name() != "worker" for task in asyncio.all_tasks())
 
 
 def texts(count: int) -> list[str]:
