@@ -7,6 +7,7 @@ import gzip
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,81 @@ class TestFile(JournalContract):
                 assert sorted(Running(path).before) == sorted({*range(1, 3001), 5000} - {8})
             running.close()
         assert Running(tmp_path / "running").before == []
+
+
+class TestBehind(JournalContract):
+    """A file whose functions all have a long backlog as soon as anything waits: what comes then is not kept until it is written."""
+
+    @pytest.fixture
+    def make(self, clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Journal]:
+        monkeypatch.setattr(writer, "_BEHIND", 0)
+        return lambda **options: SqliteJournal(tmp_path / "journal.db", clock=clock, **options)
+
+    async def test_what_comes_is_freed_once_it_is_packed_and_comes_again_from_the_file(self, journal: SqliteJournal) -> None:
+        class Attributes(dict[str, Any]):
+            """Can be referred to weakly."""
+
+        await journal.accept(entries("f", 1))
+        kept: list[weakref.ref[Any]] = []
+
+        def more() -> list[Claim]:
+            made = entries("f", 2, 3)
+            for claim in made:
+                claim.event.attributes = attributes = Attributes(n=1)
+                kept.append(weakref.ref(attributes))
+            return made
+
+        receipt = journal.accept(more())
+        assert [each() for each in kept] == [None, None]
+        assert await receipt == [True, True]
+        journal.want("f", 9)
+        claims = await self.claims(journal, 3)
+        assert numbers(claims) == [1, 2, 3]
+        assert [claim.event.attributes for claim in claims] == [{"n": 1}] * 3
+        assert journal._behind == set()
+        await journal.accept(entries("f", 4))
+        (four,) = await self.claims(journal, 1)
+        assert four.hint == 4, "straight from memory"
+
+    async def test_how_many_wait_is_known_whatever_fails(
+        self, journal: SqliteJournal, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(database: Database) -> None:
+            raise apsw.FullError("database or disk is full")
+
+        async def behind() -> int:
+            return await journal._ask(lambda database: journal._writer._lanes["f"].behind)  # type: ignore[union-attr]
+
+        await journal.accept(entries("f", 1, 2, 3, 4, 5))
+        assert await behind() == 5
+        with monkeypatch.context() as fault:
+            fault.setattr(Database, "commit", full)
+            with pytest.raises(JournalError, match="the disk is full"):
+                await journal.accept(entries("f", 6))
+            journal.want("f", 2)
+            with pytest.raises(JournalError, match="the disk is full"):
+                await journal.flush()
+        clock.advance(1.5)
+        assert numbers(await self.claims(journal, 2)) == [1, 2]
+        assert await behind() == 3
+        assert journal._behind == {"f"}
+        await journal.accept(entries("f", 7))
+        journal.want("f", 9)
+        assert numbers(await self.claims(journal, 4)) == [3, 4, 5, 7]
+        assert await behind() == 0
+
+    async def test_it_is_known_after_a_restart(self, make: Callable[..., SqliteJournal]) -> None:
+        journal = make()
+        await journal.open()
+        await journal.accept(entries("f", 1, 2, 3))
+        journal.want("f", 1)
+        (one,) = await self.claims(journal, 1)
+        journal.settle(one, DONE)
+        await journal.close()
+        journal = make()
+        await journal.open()
+        assert await journal._ask(lambda database: journal._writer._lanes["f"].behind) == 2  # type: ignore[union-attr]
+        await journal.close()
 
 
 class TestMemory(JournalContract):

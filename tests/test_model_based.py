@@ -31,6 +31,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from eventrouter import App, Batch, Event, PartialFailure, Plugin, Queue, Reject, Retry, Source, Terms, fixed, new_id, on
 from eventrouter.clock import ManualClock
 from eventrouter.errors import JournalError
+from eventrouter.journal import writer
 from eventrouter.journal.protocol import Claim, Fresh, Ledger, LetterQuery, claim_id
 from eventrouter.journal.schema import PARKED, RUNNING, WAITING
 from eventrouter.journal.sqlite import SqliteJournal, _closed
@@ -958,6 +959,12 @@ class RouterMachine(Machine):
             lost = self.accepted - self.handled - self.gone - set(self.letters_.values()) - set(self.open_)
             assert not lost
             self.run(self.app.stop())
+
+
+@pytest.fixture(autouse=True)
+def long_backlogs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three events are one."""
+    monkeypatch.setattr(writer, "_BEHIND", 2)
 
 
 TestJournal = pytest.mark.filterwarnings("default")(JournalMachine.TestCase)

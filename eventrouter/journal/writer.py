@@ -476,10 +476,10 @@ class Writer(Thread):
         rows = [
             (claim.seq, accept.born + self._offset, claim.function, packed)
             for accept in accepts
-            for segment, (claim, *_), packed in accept.parts
+            for segment, claims, packed in accept.parts
             if segment is None  # there are no others as long as events are archived
-            and accept.answer[claim.seq - accept.first]
-            and "replay" not in claim.event.attributes
+            for claim in claims
+            if accept.answer[claim.seq - accept.first] and "replay" not in claim.event.attributes
         ]
         self._database.archive.add(rows)
         self._database.archive.trim(sum(len(accept.answer) for accept in accepts), now)
