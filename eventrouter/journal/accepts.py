@@ -8,7 +8,7 @@ from typing import Any
 
 from eventrouter.errors import JournalError
 from eventrouter.journal.protocol import Claim, Fresh, is_queue
-from eventrouter.journal.segments import MOST, Part, cut
+from eventrouter.journal.segments import MOST, Part, Segment, cut
 from eventrouter.model import Event
 
 
@@ -36,6 +36,8 @@ class Accept:
         Raises JournalError that names an event which can't be stored.
         """
         seq, born = self.first, self.born
+        if len(claims) == 1 and most is not None and self._alone(claims[0], behind):  # as sources that answer each event deliver them
+            return
         together: list[Claim] = []
         function, whole, natural = "", False, False
         for claim in claims:
@@ -64,6 +66,17 @@ class Accept:
             self.natural = claims
         elif behind:
             self.parts = [part if part[0] is None or part[0].function not in behind else (part[0], [], b"") for part in self.parts]
+
+    def _alone(self, claim: Claim, behind: Set[str]) -> bool:
+        """As `divide`, unless it is to have a row, or may be a repeat."""
+        event, function = claim.event, claim.function
+        if claim.key is not None or claim.note is not None or claim.delay or event.dedupe or is_queue(function):
+            return False
+        packed = pack(event)
+        claim.seq, claim.born, claim.size = self.first, self.born, len(packed)
+        claim.segment = segment = Segment(self.first, function, packed, bytearray(1))
+        self.parts.append((segment, [] if function in behind else [claim], b""))
+        return True
 
 
 def _cut(claims: list[Claim], most: Mapping[str, int] | None) -> list[Part]:
