@@ -234,6 +234,7 @@ async def test_what_waits_too_long_for_a_throttled_function_is_dead(tmp_path: Pa
         await Operations(app).throttle("handler")
         for n in range(50):
             await put(app, f"a/{n % 3}", n)
+        await until(lambda: lane.count == 50)
         await advance(clock, 61, lambda: lane.dead == 50)
         await put(app, "a/1", 51)
         await Operations(app).unthrottle("handler")

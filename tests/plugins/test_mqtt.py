@@ -255,7 +255,7 @@ async def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path: Path, mosq
     async with serving(tmp_path, handler, toml=at(mosquitto)) as app:
         real, refused = app.journal.accept, 0
 
-        def full(entries: Any) -> asyncio.Future[list[bool]]:
+        def full(entries: Any, told: Any) -> asyncio.Future[list[bool]]:
             nonlocal refused
             refused += 1
             future: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
